@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The cheap half of finding equal pages: a keyed hash that proposes, and the test for zeros.
+ *
+ * A fingerprint never decides that two pages are equal (I2): only the comparison inside a window
+ * does. It is keyed by a secret of the group (XXH3-64 with secret), so that a guest cannot build
+ * collisions offline. Pure; any thread.
+ */
+#ifndef MSH_FINGERPRINT_H
+#define MSH_FINGERPRINT_H
+
+#include "memshare/protocol.h"
+#include "memshare/units.h"
+
+/* Of one page of MSH_PAGE_BYTES. Never 0, so that 0 can stand for "none". Built with -Dweak_hash=true
+ * it has 255 values, which makes nearly every candidate a false one: a test build. */
+uint64_t msh_fingerprint(const uint8_t secret[MSH_SECRET_BYTES], const void *page);
+
+bool msh_page_is_zero(const void *page);
+
+#endif
