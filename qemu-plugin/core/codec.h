@@ -5,6 +5,8 @@
 #ifndef MSH_CODEC_H
 #define MSH_CODEC_H
 
+#include <stddef.h>
+
 #include "memshare/error.h"
 #include "memshare/protocol.h"
 
