@@ -6,13 +6,13 @@
  *
  * What holds:
  *   - A page joins the store on its second sighting; the first leaves only its hash and who saw it.
- *   - Provided bytes are copied into the slot first and hashed there: a provider that rewrites them
- *     meanwhile gains nothing.
- *   - A grant is counted before the answer that tells of it is returned. A wrong count wastes memory
- *     and cannot corrupt: slots are immutable (I3).
+ *   - Provided bytes are copied aside first, and the copy is hashed and stored: a provider that
+ *     rewrites its page meanwhile gains nothing.
+ *   - A grant is counted before the answer that tells of it is returned. A wrong count wastes
+ *     memory and cannot corrupt: slots are immutable (I3).
  *   - When a segment has no grant left it is retired: no new match names it, and the group's own
- *     mapping and descriptor go. Its slots are never used again (I4). Its number is used again only after
- *     every member that was shown it has forgotten it.
+ *     mapping and descriptor go. Its slots are never used again (I4). Its number is used again only
+ *     after every member that was shown it has forgotten it.
  *
  * One thread owns a group and its members.
  */
@@ -27,15 +27,17 @@ typedef struct MshGroup MshGroup;
 typedef struct MshMember MshMember;
 
 typedef struct MshGroupLimits {
-    uint64_t store_bytes;          /* of all segments that are not retired; 0: no limit */
-    uint64_t table_entries;        /* 0: no limit */
-    uint64_t member_slots;         /* grants a member may hold; 0: no limit */
+    uint64_t store_bytes;   /* of all segments that are not retired; 0: no limit */
+    uint64_t table_entries; /* 0: no limit */
+    uint64_t member_slots;  /* grants a member may hold; 0: no limit */
 } MshGroupLimits;
 
-/* What the group tells its owner on its own account. May be called from within the verbs below. */
+/* What the group tells its owner on its own account, from within the verbs below. No verb may be
+ * called back from here, except msh_member_show, msh_member_forgot and msh_group_release of the
+ * slot hinted. */
 typedef struct MshGroupEvents {
-    /* A page that member sighted earlier has a slot now, and the grant is counted. Returns false when
-     * it cannot be passed on; the grant is then taken back. */
+    /* A page that member sighted earlier has a slot now, and the grant is counted. Returns false
+     * when it cannot be passed on; the grant is then taken back. */
     bool (*hint)(void *opaque, MshMember *member, MshFrame frame, MshSlot slot);
     /* The segment is retired; every member that was shown it should forget it. */
     void (*retired)(void *opaque, MshMember *member, uint32_t segment);
@@ -50,8 +52,8 @@ typedef enum MshAnswer {
 
 typedef struct MshGroupStats {
     uint64_t members;
-    uint64_t segments, store_bytes;         /* not retired; allocated up to the frontiers */
-    uint64_t slots_live, slots_dead;        /* with and without grants, in segments not retired */
+    uint64_t segments, store_bytes;  /* not retired; allocated up to the frontiers */
+    uint64_t slots_live, slots_dead; /* with and without grants, in segments not retired */
     uint64_t grants;
     uint64_t table_entries, table_bytes;
     uint64_t sightings, provides, rejected_provides, matches, releases, bad_releases, refused_full;
@@ -75,8 +77,9 @@ void *msh_member_opaque(const MshMember *member);
  * A sighting repeated by the same member at the same frame is not a second one. */
 MshAnswer msh_group_sight(MshMember *member, uint64_t hash, MshFrame frame, MshSlot *ret_slot);
 
-/* The bytes of a page asked for. MATCH: *ret_slot, granted to this member, and a hint went to the first
- * sighter. NEW: they do not have that hash, or there is no room. */
+/* The bytes of a page asked for. MATCH: *ret_slot, granted to this member, and a hint went to the
+ * first sighter. NEW: they do not have that hash, nobody else has sighted it, or there is no room.
+ */
 MshAnswer msh_group_provide(MshMember *member, uint64_t hash, MshFrame frame, const void *page,
                             MshSlot *ret_slot);
 
@@ -90,7 +93,8 @@ uint64_t msh_member_grants(const MshMember *member);
 
 /* Segments are shown to a member once, before the first answer that names them is passed on. */
 bool msh_member_was_shown(const MshMember *member, uint32_t segment);
-/* A new read-only descriptor of the segment, counted as shown; or -errno (-ENOENT: no such segment). */
+/* A new read-only descriptor of the segment, counted as shown; or -errno (-ENOENT: no such segment;
+ * -EACCES: the member has no grant in it). */
 int msh_member_show(MshMember *member, uint32_t segment);
 /* The member has closed a retired segment. -EINVAL: it was not shown it, or it is not retired. */
 int msh_member_forgot(MshMember *member, uint32_t segment);

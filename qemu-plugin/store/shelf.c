@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "shelf.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "memshare/protocol.h"
+#include "segment.h"
+
+enum { UNSWEPT_SEGMENTS_MAX = 64 };
+
+typedef struct Place {   /* of one number */
+    MshSegment *segment; /* NULL unless kept */
+    uint32_t shown;      /* members that know the number */
+    bool unswept;
+} Place;
+
+struct MshShelf {
+    char group[MSH_NAME_BYTES];
+    MshGrants *grants;
+    Place *places;
+    uint32_t count;
+    MshSegment *filling; /* also in its place; NULL: the next slot needs a new one */
+    uint32_t unswept_segments;
+    uint64_t unswept_slots;
+};
+
+int msh_shelf_new(const char *group, MshGrants *grants, MshShelf **ret_shelf)
+{
+    MshShelf *shelf = calloc(1, sizeof(*shelf));
+    if (!shelf)
+        return -ENOMEM;
+    snprintf(shelf->group, sizeof(shelf->group), "%s", group);
+    shelf->grants = grants;
+    *ret_shelf = shelf;
+    return 0;
+}
+
+MshShelf *msh_shelf_free(MshShelf *shelf)
+{
+    if (shelf) {
+        for (uint32_t i = 0; i < shelf->count; i++)
+            msh_segment_free(shelf->places[i].segment);
+        free(shelf->places);
+        free(shelf);
+    }
+    return NULL;
+}
+
+static bool is_free(const Place *place)
+{
+    return !place->segment && place->shown == 0 && !place->unswept; /* I4 */
+}
+
+/* A free number, or a new one. */
+static int find_number(MshShelf *shelf, uint32_t *ret_number)
+{
+    for (uint32_t i = 0; i < shelf->count; i++) {
+        if (is_free(&shelf->places[i])) {
+            *ret_number = i;
+            return 0;
+        }
+    }
+    if (shelf->count == MSH_SEGMENTS_MAX)
+        return -ENOSPC;
+    Place *grown = reallocarray(shelf->places, shelf->count + 1, sizeof(Place));
+    if (!grown)
+        return -ENOMEM;
+    grown[shelf->count] = (Place){0};
+    shelf->places = grown;
+    *ret_number = shelf->count++;
+    return 0;
+}
+
+static int start_segment(MshShelf *shelf)
+{
+    uint32_t number;
+    MshSegment *segment;
+
+    int r = find_number(shelf, &number);
+    if (r == 0)
+        r = msh_segment_new(shelf->group, number, &segment, NULL);
+    if (r < 0)
+        return r;
+    r = msh_grants_add_segment(shelf->grants, number);
+    if (r < 0) {
+        msh_segment_free(segment);
+        return r;
+    }
+    shelf->places[number].segment = shelf->filling = segment;
+    return 0;
+}
+
+int msh_shelf_stage(MshShelf *shelf, const void *page, const void **ret_staged)
+{
+    uint32_t position;
+    int r = shelf->filling ? msh_segment_stage(shelf->filling, page, &position) : -ENOSPC;
+    if (r == -ENOSPC) {
+        r = start_segment(shelf);
+        if (r == 0)
+            r = msh_segment_stage(shelf->filling, page, &position);
+    }
+    if (r == 0)
+        *ret_staged = msh_segment_staged(shelf->filling);
+    return r;
+}
+
+int msh_shelf_commit(MshShelf *shelf, MshSlot *ret_slot)
+{
+    MshSegment *segment = shelf->filling;
+    int r = msh_segment_commit(segment);
+    if (r < 0) { /* it is closed now; unless it holds something, nothing else would retire it */
+        shelf->filling = NULL;
+        if (msh_segment_used_slots(segment) == 0)
+            msh_shelf_retire(shelf, msh_segment_id(segment));
+        return r;
+    }
+    r = msh_grants_fill(shelf->grants, msh_segment_id(segment), ret_slot);
+    assert(r == 0 && msh_slot_position(*ret_slot) + 1 == msh_segment_used_slots(segment));
+    return r;
+}
+
+bool msh_shelf_keeps(const MshShelf *shelf, uint32_t segment)
+{
+    return segment < shelf->count && shelf->places[segment].segment;
+}
+
+bool msh_shelf_retired(const MshShelf *shelf, uint32_t segment)
+{
+    return segment < shelf->count && !shelf->places[segment].segment &&
+           !is_free(&shelf->places[segment]);
+}
+
+void msh_shelf_retire(MshShelf *shelf, uint32_t segment)
+{
+    Place *place = &shelf->places[segment];
+    uint32_t used_slots = msh_segment_used_slots(place->segment);
+
+    int r = msh_grants_remove_segment(shelf->grants, segment);
+    assert(r == 0);
+    if (place->segment == shelf->filling)
+        shelf->filling = NULL;
+    place->segment = msh_segment_free(place->segment);
+    if (used_slots > 0) {
+        place->unswept = true;
+        shelf->unswept_segments++;
+        shelf->unswept_slots += used_slots;
+    }
+}
+
+bool msh_shelf_wants_sweep(const MshShelf *shelf, uint64_t table_entries)
+{
+    return shelf->unswept_segments > 0 && (shelf->unswept_segments >= UNSWEPT_SEGMENTS_MAX ||
+                                           shelf->unswept_slots >= table_entries / 4);
+}
+
+void msh_shelf_swept(MshShelf *shelf)
+{
+    for (uint32_t i = 0; i < shelf->count; i++)
+        shelf->places[i].unswept = false;
+    shelf->unswept_segments = 0;
+    shelf->unswept_slots = 0;
+}
+
+int msh_shelf_open(const MshShelf *shelf, uint32_t segment)
+{
+    if (!msh_shelf_keeps(shelf, segment))
+        return -ENOENT;
+    return msh_segment_open_readonly(shelf->places[segment].segment);
+}
+
+void msh_shelf_shown(MshShelf *shelf, uint32_t segment)
+{
+    shelf->places[segment].shown++;
+}
+
+void msh_shelf_forgotten(MshShelf *shelf, uint32_t segment)
+{
+    assert(shelf->places[segment].shown > 0);
+    shelf->places[segment].shown--;
+}
+
+uint32_t msh_shelf_knowers(const MshShelf *shelf, uint32_t segment)
+{
+    return shelf->places[segment].shown;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The segments of a group, by number; one of them is being filled.
+ *
+ * A number goes FREE -> KEPT -> RETIRED -> FREE. From RETIRED on there is no MshSegment, but the
+ * number waits until nobody can take an old slot for a new one of the same number (I4): until the
+ * last member that was shown it has forgotten it, and the table has been swept of its slots.
+ *
+ * One thread: the one that owns the group.
+ */
+#ifndef MSH_SHELF_H
+#define MSH_SHELF_H
+
+#include "grants.h"
+#include "memshare/units.h"
+
+typedef struct MshShelf MshShelf;
+
+/* grants outlives the shelf and is kept in step: it knows the same segments, filled as far. */
+int msh_shelf_new(const char *group, MshGrants *grants, MshShelf **ret_shelf);
+MshShelf *msh_shelf_free(MshShelf *shelf);
+
+/* Copies a page aside, as the next slot's bytes; starts a segment when none is being filled. */
+int msh_shelf_stage(MshShelf *shelf, const void *page, const void **ret_staged);
+/* Makes what was staged a slot. */
+int msh_shelf_commit(MshShelf *shelf, MshSlot *ret_slot);
+
+/* Neither free nor retired. Stays false for a number that the table may know old slots of. */
+bool msh_shelf_keeps(const MshShelf *shelf, uint32_t segment);
+bool msh_shelf_retired(const MshShelf *shelf, uint32_t segment);
+
+/* Closes and unmaps a kept segment, which has no grants. */
+void msh_shelf_retire(MshShelf *shelf, uint32_t segment);
+
+/* Slots the table may still know though their segment was retired. One sweep for many segments: a
+ * sweep walks the whole table, and a member can make segments retire at will. */
+bool msh_shelf_wants_sweep(const MshShelf *shelf, uint64_t table_entries);
+void msh_shelf_swept(MshShelf *shelf);
+
+/* A new read-only descriptor. -ENOENT not kept */
+int msh_shelf_open(const MshShelf *shelf, uint32_t segment);
+/* One more, or one less, member knows the number. */
+void msh_shelf_shown(MshShelf *shelf, uint32_t segment);
+void msh_shelf_forgotten(MshShelf *shelf, uint32_t segment);
+uint32_t msh_shelf_knowers(const MshShelf *shelf, uint32_t segment);
+
+#endif

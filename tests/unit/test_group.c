@@ -1,0 +1,554 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "unit.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fingerprint.h"
+#include "group.h"
+
+enum { EVENTS_MAX = 64 };
+
+typedef struct Event {
+    MshMember *member;
+    uint32_t frame, slot, segment;
+} Event;
+
+static Event hints[EVENTS_MAX], retirements[EVENTS_MAX];
+static uint32_t hints_count, retirements_count;
+static bool pass_hints_on;
+
+static MshGroup *group;
+static MshMember *a, *b, *c;
+static _Alignas(4096) uint8_t page[MSH_PAGE_BYTES];
+
+static bool on_hint(void *opaque, MshMember *member, MshFrame frame, MshSlot slot)
+{
+    (void)opaque;
+    hints[hints_count++ % EVENTS_MAX] =
+        (Event){.member = member, .frame = frame.number, .slot = slot.number};
+    return pass_hints_on;
+}
+
+static void on_retired(void *opaque, MshMember *member, uint32_t segment)
+{
+    (void)opaque;
+    retirements[retirements_count++ % EVENTS_MAX] = (Event){.member = member, .segment = segment};
+}
+
+static MshGroup *make_group(const char *name, const MshGroupLimits *limits)
+{
+    static const MshGroupEvents events = {.hint = on_hint, .retired = on_retired};
+    MshError error = {0};
+    MshGroup *made;
+    if (msh_group_new(name, limits, &events, &made, &error) < 0)
+        fail_msg("%s", error.text);
+    return made;
+}
+
+static void start(const MshGroupLimits *limits)
+{
+    group = make_group("unit", limits);
+    assert_int_equal(msh_group_join(group, "a", &a), 0);
+    assert_int_equal(msh_group_join(group, "b", &b), 0);
+    assert_int_equal(msh_group_join(group, "c", &c), 0);
+    hints_count = retirements_count = 0;
+    pass_hints_on = true;
+}
+
+static int start_unlimited(void **state)
+{
+    (void)state;
+    start(&(MshGroupLimits){0});
+    return 0;
+}
+
+static int stop(void **state)
+{
+    (void)state;
+    a = msh_group_leave(a);
+    b = msh_group_leave(b);
+    c = msh_group_leave(c);
+    group = msh_group_free(group);
+    return 0;
+}
+
+static MshGroupStats stats(void)
+{
+    MshGroupStats now;
+    msh_group_stats(group, &now);
+    return now;
+}
+
+/* Different pages have different hashes here, in the weak build as well: pages that collide are
+ * passed over. */
+static uint64_t page_of(uint32_t number)
+{
+    static uint64_t hash_of_number[256];
+    static uint32_t seed_of_number[256];
+    static const MshGroup *of_group;
+    static uint8_t of_secret[MSH_SECRET_BYTES];
+    if (of_group != group || memcmp(of_secret, msh_group_secret(group), MSH_SECRET_BYTES) != 0) {
+        of_group = group;
+        memcpy(of_secret, msh_group_secret(group), MSH_SECRET_BYTES);
+        uint32_t seed = 1;
+        for (uint32_t i = 0; i < 200; i++) {
+            bool fresh;
+            do {
+                memset(page, (int)(seed & 0xff), sizeof(page));
+                memcpy(page, &seed, sizeof(seed));
+                hash_of_number[i] = msh_fingerprint(msh_group_secret(group), page);
+                seed_of_number[i] = seed++;
+                fresh = true;
+                for (uint32_t j = 0; j < i; j++)
+                    fresh &= hash_of_number[j] != hash_of_number[i];
+            } while (!fresh);
+        }
+    }
+    assert_true(number < 200);
+    memset(page, (int)(seed_of_number[number] & 0xff), sizeof(page));
+    memcpy(page, &seed_of_number[number], sizeof(uint32_t));
+    return hash_of_number[number];
+}
+
+static MshAnswer sight(MshMember *member, uint32_t number, uint32_t frame, MshSlot *ret_slot)
+{
+    return msh_group_sight(member, page_of(number), msh_frame(frame), ret_slot);
+}
+
+static MshAnswer provide(MshMember *member, uint32_t number, uint32_t frame, MshSlot *ret_slot)
+{
+    uint64_t hash = page_of(number);
+    return msh_group_provide(member, hash, msh_frame(frame), page, ret_slot);
+}
+
+/* first and second share the page: second holds a grant, and first one by a hint. */
+static MshSlot share(MshMember *first, MshMember *second, uint32_t number)
+{
+    MshSlot slot = {UINT32_MAX};
+    assert_int_equal(sight(first, number, 1000 + number, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(sight(second, number, 2000 + number, &slot), MSH_ANSWER_PROVIDE);
+    assert_int_equal(slot.number, UINT32_MAX);
+    assert_int_equal(provide(second, number, 2000 + number, &slot), MSH_ANSWER_MATCH);
+    return slot;
+}
+
+static void test_second_sighting_asks_and_the_first_gets_a_hint(void **state)
+{
+    (void)state;
+    MshSlot slot = share(a, b, 1), third = {0};
+    assert_int_equal(hints_count, 1);
+    assert_ptr_equal(hints[0].member, a);
+    assert_int_equal(hints[0].frame, 1001);
+    assert_int_equal(hints[0].slot, slot.number);
+    assert_int_equal(msh_member_grants(a), 1);
+    assert_int_equal(msh_member_grants(b), 1);
+    assert_int_equal(sight(c, 1, 3, &third), MSH_ANSWER_MATCH);
+    assert_int_equal(third.number, slot.number);
+    assert_int_equal(stats().grants, 3);
+    assert_int_equal(stats().slots_live, 1);
+    assert_int_equal(stats().store_bytes, MSH_PAGE_BYTES);
+}
+
+static void test_the_slot_holds_the_bytes_provided(void **state)
+{
+    (void)state;
+    MshSlot slot = {0};
+    uint8_t got[MSH_PAGE_BYTES];
+    for (uint32_t i = 0; i < 10; i++)
+        slot = share(a, b, i);
+    int fd = msh_member_show(b, msh_slot_segment(slot));
+    assert_true(fd >= 0);
+    for (uint32_t i = 0; i < 10; i++) {
+        page_of(i);
+        assert_int_equal(pread(fd, got, sizeof(got), i * MSH_PAGE_BYTES), sizeof(got));
+        assert_memory_equal(got, page, sizeof(got));
+    }
+    close(fd);
+}
+
+static void test_the_same_frame_again_is_no_second_sighting(void **state)
+{
+    (void)state;
+    MshSlot slot;
+    assert_int_equal(sight(a, 1, 5, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(sight(a, 1, 5, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(provide(a, 1, 5, &slot), MSH_ANSWER_NEW); /* nobody asked */
+    assert_int_equal(stats().rejected_provides, 1);
+    assert_int_equal(stats().segments, 0);
+    assert_int_equal(sight(a, 1, 6, &slot), MSH_ANSWER_PROVIDE); /* within one guest */
+    assert_int_equal(provide(a, 1, 6, &slot), MSH_ANSWER_MATCH);
+    assert_int_equal(hints_count, 1);
+    assert_int_equal(hints[0].frame, 5);
+    assert_int_equal(msh_member_grants(a), 2);
+}
+
+static void test_a_page_never_sighted_is_not_taken(void **state)
+{
+    (void)state;
+    MshSlot slot;
+    assert_int_equal(provide(a, 3, 1, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(msh_group_provide(a, 0, msh_frame(1), page, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(msh_group_sight(a, 0, msh_frame(1), &slot), MSH_ANSWER_NEW);
+    assert_int_equal(msh_group_sight(b, 0, msh_frame(1), &slot), MSH_ANSWER_NEW);
+    assert_int_equal(stats().rejected_provides, 2);
+    assert_int_equal(stats().table_entries, 0);
+}
+
+static void test_wrong_bytes_are_rejected_and_leave_no_trace(void **state)
+{
+    (void)state;
+    MshSlot slot;
+    sight(a, 1, 1, &slot);
+    assert_int_equal(sight(b, 1, 1, &slot), MSH_ANSWER_PROVIDE);
+    uint64_t hash = page_of(1);
+    page_of(2); /* not these bytes */
+    assert_int_equal(msh_group_provide(b, hash, msh_frame(1), page, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(stats().rejected_provides, 1);
+    assert_int_equal(stats().store_bytes, 0);
+    assert_int_equal(hints_count, 0);
+    assert_int_equal(provide(b, 1, 1, &slot), MSH_ANSWER_MATCH); /* the right ones, later */
+    assert_int_equal(msh_slot_position(slot), 0);
+}
+
+static void test_two_asked_providers_make_one_slot(void **state)
+{
+    (void)state;
+    MshSlot of_b, of_c;
+    sight(a, 1, 1, &of_b);
+    assert_int_equal(sight(b, 1, 2, &of_b), MSH_ANSWER_PROVIDE);
+    assert_int_equal(sight(c, 1, 3, &of_c), MSH_ANSWER_PROVIDE);
+    assert_int_equal(provide(b, 1, 2, &of_b), MSH_ANSWER_MATCH);
+    assert_int_equal(provide(c, 1, 3, &of_c), MSH_ANSWER_MATCH);
+    assert_int_equal(of_b.number, of_c.number);
+    assert_int_equal(stats().store_bytes, MSH_PAGE_BYTES);
+    assert_int_equal(hints_count, 1);
+}
+
+static void test_a_hint_not_passed_on_takes_its_grant_back(void **state)
+{
+    (void)state;
+    pass_hints_on = false;
+    share(a, b, 1);
+    assert_int_equal(hints_count, 1);
+    assert_int_equal(msh_member_grants(a), 0);
+    assert_int_equal(stats().grants, 1);
+}
+
+static void test_no_hint_to_one_that_left(void **state)
+{
+    (void)state;
+    MshSlot slot;
+    sight(a, 1, 1, &slot);
+    assert_int_equal(sight(b, 1, 2, &slot), MSH_ANSWER_PROVIDE);
+    a = msh_group_leave(a);
+    assert_int_equal(provide(b, 1, 2, &slot), MSH_ANSWER_NEW); /* only b has it now */
+    assert_int_equal(sight(b, 1, 2, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(sight(b, 1, 2, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(sight(c, 1, 3, &slot), MSH_ANSWER_PROVIDE);
+    assert_int_equal(provide(c, 1, 3, &slot), MSH_ANSWER_MATCH);
+    assert_int_equal(hints_count, 1);
+    assert_ptr_equal(hints[0].member, b);
+}
+
+static void test_release_checks_who_holds_what(void **state)
+{
+    (void)state;
+    MshSlot slot = share(a, b, 1);
+    share(a, b, 2); /* keeps the segment */
+    assert_int_equal(msh_group_release(c, slot), -EINVAL);
+    assert_int_equal(msh_group_release(a, msh_slot(0, 2)), -EINVAL);
+    assert_int_equal(msh_group_release(a, (MshSlot){UINT32_MAX}), -EINVAL);
+    assert_int_equal(msh_group_release(a, slot), 0);
+    assert_int_equal(msh_group_release(a, slot), -EINVAL);
+    assert_int_equal(msh_group_release(b, slot), 0);
+    assert_int_equal(stats().bad_releases, 4);
+    assert_int_equal(stats().releases, 2);
+    assert_int_equal(stats().slots_dead, 1);
+}
+
+static void test_a_dead_slot_is_found_again_while_its_segment_lives(void **state)
+{
+    (void)state;
+    MshSlot slot = share(a, b, 1), again;
+    share(a, b, 2);
+    msh_group_release(a, slot);
+    msh_group_release(b, slot);
+    assert_int_equal(sight(c, 1, 9, &again), MSH_ANSWER_MATCH);
+    assert_int_equal(again.number, slot.number);
+    assert_int_equal(stats().slots_dead, 0);
+}
+
+static void test_I6_leaving_returns_everything(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 100; i++)
+        share(a, b, i);
+    close(msh_member_show(a, 0));
+    close(msh_member_show(b, 0));
+    a = msh_group_leave(a);
+    assert_int_equal(stats().grants, 100);
+    assert_int_equal(stats().members, 2);
+    assert_int_equal(retirements_count, 0);
+    b = msh_group_leave(b);
+    assert_int_equal(stats().grants, 0);
+    assert_int_equal(stats().segments, 0);
+    assert_int_equal(stats().store_bytes, 0);
+    assert_int_equal(retirements_count, 0); /* nobody is left who was shown it */
+}
+
+static void test_I4_a_number_comes_back_only_when_forgotten_and_swept(void **state)
+{
+    (void)state;
+    MshSlot slot = share(a, b, 1), other;
+    close(msh_member_show(a, 0));
+    assert_true(msh_member_was_shown(a, 0));
+    assert_false(msh_member_was_shown(b, 0));
+    assert_int_equal(msh_member_forgot(a, 0), -EINVAL); /* not retired */
+    msh_group_release(a, slot);
+    msh_group_release(b, slot);
+    assert_int_equal(retirements_count, 1);
+    assert_ptr_equal(retirements[0].member, a);
+    assert_int_equal(msh_member_show(a, 0), -ENOENT);
+    assert_int_equal(msh_member_forgot(b, 0), -EINVAL); /* never shown */
+    assert_int_equal(msh_group_release(a, slot), -EINVAL);
+
+    assert_int_equal(sight(c, 1, 1, &other), MSH_ANSWER_NEW); /* the table has forgotten */
+    other = share(a, b, 2);
+    assert_int_equal(msh_slot_segment(other), 1);
+    assert_int_equal(msh_member_forgot(a, 0), 0);
+    assert_int_equal(msh_member_forgot(a, 0), -EINVAL);
+    assert_false(msh_member_was_shown(a, 0));
+    msh_group_release(a, other);
+    msh_group_release(b, other);
+    other = share(a, b, 3);
+    assert_int_equal(msh_slot_segment(other), 0);
+    assert_int_equal(sight(c, 2, 1, &other), MSH_ANSWER_NEW);
+}
+
+static void test_I4_leaving_forgets_for_the_member(void **state)
+{
+    (void)state;
+    MshSlot slot = share(a, b, 1);
+    close(msh_member_show(a, 0));
+    msh_group_release(a, slot);
+    msh_group_release(b, slot);
+    a = msh_group_leave(a);
+    slot = share(b, c, 2);
+    assert_int_equal(msh_slot_segment(slot), 0);
+}
+
+static void test_many_retirements_keep_table_and_store_in_step(void **state)
+{
+    (void)state;
+    for (uint32_t round = 0; round < 300; round++) {
+        MshSlot keep = share(a, b, round % 100), slot = share(b, c, 100 + round % 100);
+        assert_int_equal(msh_group_release(a, keep), 0);
+        assert_int_equal(msh_group_release(b, keep), 0);
+        assert_int_equal(msh_group_release(b, slot), 0);
+        assert_int_equal(msh_group_release(c, slot), 0);
+        assert_int_equal(stats().segments, 0);
+        assert_int_equal(stats().grants, 0);
+    }
+    assert_true(stats().table_entries < 400);
+}
+
+static void test_showing_needs_a_grant_and_gives_a_readonly_descriptor(void **state)
+{
+    (void)state;
+    share(a, b, 1);
+    assert_int_equal(msh_member_show(c, 0), -EACCES);
+    assert_int_equal(msh_member_show(a, 1), -ENOENT);
+    assert_int_equal(msh_member_show(a, UINT32_MAX), -ENOENT);
+    int fd = msh_member_show(a, 0), twice = msh_member_show(a, 0);
+    assert_int_equal(fcntl(fd, F_GETFL) & O_ACCMODE, O_RDONLY);
+    assert_true(twice >= 0 && twice != fd);
+    close(fd);
+    close(twice);
+}
+
+static void test_I5_two_groups_share_nothing(void **state)
+{
+    (void)state;
+    MshGroup *other = make_group("other", &(MshGroupLimits){0});
+    MshMember *stranger;
+    MshSlot slot = share(a, b, 1);
+    assert_int_equal(msh_group_join(other, NULL, &stranger), 0);
+    assert_memory_not_equal(msh_group_secret(group), msh_group_secret(other), MSH_SECRET_BYTES);
+    hints_count = 0;
+
+    /* With the very hash of the other group: no match, no hint, no descriptor, no release. */
+    uint64_t hash = page_of(1);
+    assert_int_equal(msh_group_sight(stranger, hash, msh_frame(1), &slot), MSH_ANSWER_NEW);
+    assert_int_equal(msh_group_sight(stranger, hash, msh_frame(2), &slot), MSH_ANSWER_PROVIDE);
+    assert_int_equal(msh_member_show(stranger, 0), -ENOENT);
+    assert_int_equal(msh_group_release(stranger, slot), -EINVAL);
+    assert_int_equal(hints_count, 0);
+
+    /* The same page in both: two files. */
+    uint64_t own_hash = msh_fingerprint(msh_group_secret(other), page);
+    msh_group_sight(stranger, own_hash, msh_frame(1), &slot);
+    msh_group_sight(stranger, own_hash, msh_frame(2), &slot);
+    assert_int_equal(msh_group_provide(stranger, own_hash, msh_frame(2), page, &slot),
+                     MSH_ANSWER_MATCH);
+    int ours = msh_member_show(a, 0), theirs = msh_member_show(stranger, 0);
+    struct stat of_ours, of_theirs;
+    assert_int_equal(fstat(ours, &of_ours), 0);
+    assert_int_equal(fstat(theirs, &of_theirs), 0);
+    assert_true(of_ours.st_ino != of_theirs.st_ino);
+    close(ours);
+    close(theirs);
+    for (uint32_t i = 0; i < hints_count; i++)
+        assert_ptr_equal(hints[i].member, stranger);
+    msh_group_leave(stranger);
+    msh_group_free(other);
+}
+
+static void test_a_full_store_is_an_answer(void **state)
+{
+    (void)state;
+    MshSlot slot, kept = share(a, b, 0);
+    share(a, b, 1);
+    sight(a, 2, 1, &slot);
+    sight(b, 2, 2, &slot);
+    assert_int_equal(provide(b, 2, 2, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(stats().refused_full, 1);
+    assert_int_equal(stats().store_bytes, 2 * MSH_PAGE_BYTES);
+    assert_int_equal(sight(c, 0, 1, &slot), MSH_ANSWER_MATCH); /* what is there still matches */
+    assert_int_equal(slot.number, kept.number);
+}
+
+static void test_a_full_member_is_an_answer(void **state)
+{
+    (void)state;
+    MshSlot slot;
+    share(a, b, 0);
+    share(a, b, 1);
+    sight(c, 2, 1, &slot);
+    assert_int_equal(sight(b, 2, 2, &slot), MSH_ANSWER_NEW); /* b may hold no more */
+    assert_int_equal(provide(b, 2, 2, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(sight(b, 0, 3, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(stats().refused_full, 3);
+    assert_int_equal(msh_member_grants(b), 2);
+    /* a, full as well, is not hinted */
+    sight(a, 3, 1, &slot);
+    assert_int_equal(sight(c, 3, 2, &slot), MSH_ANSWER_PROVIDE);
+    hints_count = 0;
+    assert_int_equal(provide(c, 3, 2, &slot), MSH_ANSWER_MATCH);
+    assert_int_equal(hints_count, 0);
+    assert_int_equal(msh_member_grants(a), 2);
+}
+
+static void test_a_full_table_is_an_answer(void **state)
+{
+    (void)state;
+    MshSlot slot;
+    for (uint32_t i = 0; i < 10; i++)
+        assert_int_equal(sight(a, i, i, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(sight(a, 10, 10, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(stats().table_entries, 10);
+    assert_int_equal(stats().refused_full, 1);
+    assert_int_equal(sight(b, 3, 1, &slot), MSH_ANSWER_PROVIDE); /* those it has still work */
+    assert_int_equal(provide(b, 3, 1, &slot), MSH_ANSWER_MATCH);
+}
+
+static int start_small_store(void **state)
+{
+    (void)state;
+    start(&(MshGroupLimits){.store_bytes = 2 * MSH_PAGE_BYTES + 1});
+    return 0;
+}
+
+static int start_small_members(void **state)
+{
+    (void)state;
+    start(&(MshGroupLimits){.member_slots = 2});
+    return 0;
+}
+
+static int start_small_table(void **state)
+{
+    (void)state;
+    start(&(MshGroupLimits){.table_entries = 10});
+    return 0;
+}
+
+static void test_costs_add_up_to_the_store(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 30; i++) {
+        MshSlot slot = share(i % 2 ? a : c, b, i);
+        if (i % 3 == 0)
+            assert_int_equal(sight(i % 2 ? c : a, i, i, &slot), MSH_ANSWER_MATCH);
+        if (i % 5 == 0) {
+            msh_group_release(a, slot);
+            msh_group_release(b, slot);
+            msh_group_release(c, slot);
+        }
+    }
+    uint64_t sum = msh_member_cost_bytes(a) + msh_member_cost_bytes(b) + msh_member_cost_bytes(c);
+    assert_in_range(sum, stats().store_bytes - 3, stats().store_bytes + 3);
+    assert_true(stats().slots_dead > 0);
+}
+
+static void test_bad_names_are_refused(void **state)
+{
+    (void)state;
+    MshError error = {0};
+    MshGroup *none = NULL;
+    assert_int_equal(
+        msh_group_new("../x", &(MshGroupLimits){0}, &(MshGroupEvents){0}, &none, &error), -EINVAL);
+    assert_null(none);
+    assert_non_null(strstr(error.text, "group name"));
+    assert_string_equal(msh_group_name(group), "unit");
+    assert_string_equal(msh_member_opaque(b), "b");
+    assert_null(msh_group_leave(NULL));
+    assert_null(msh_group_free(NULL));
+}
+
+static void test_an_id_comes_back_without_its_sightings(void **state)
+{
+    (void)state;
+    MshSlot slot;
+    sight(a, 1, 1, &slot); /* the first to join, and leave: next in line after all other ids */
+    a = msh_group_leave(a);
+    for (uint32_t id = 3; id <= UINT16_MAX; id++) {
+        assert_int_equal(msh_group_join(group, NULL, &a), 0);
+        a = msh_group_leave(a);
+    }
+    assert_int_equal(msh_group_join(group, NULL, &a), 0);
+    assert_int_equal(sight(b, 1, 1, &slot), MSH_ANSWER_NEW);
+    assert_int_equal(sight(a, 1, 1, &slot), MSH_ANSWER_PROVIDE);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, start_unlimited, stop)
+    const struct CMUnitTest tests[] = {
+        TEST(test_second_sighting_asks_and_the_first_gets_a_hint),
+        TEST(test_the_slot_holds_the_bytes_provided),
+        TEST(test_the_same_frame_again_is_no_second_sighting),
+        TEST(test_a_page_never_sighted_is_not_taken),
+        TEST(test_wrong_bytes_are_rejected_and_leave_no_trace),
+        TEST(test_two_asked_providers_make_one_slot),
+        TEST(test_a_hint_not_passed_on_takes_its_grant_back),
+        TEST(test_no_hint_to_one_that_left),
+        TEST(test_release_checks_who_holds_what),
+        TEST(test_a_dead_slot_is_found_again_while_its_segment_lives),
+        TEST(test_I6_leaving_returns_everything),
+        TEST(test_I4_a_number_comes_back_only_when_forgotten_and_swept),
+        TEST(test_I4_leaving_forgets_for_the_member),
+        TEST(test_many_retirements_keep_table_and_store_in_step),
+        TEST(test_showing_needs_a_grant_and_gives_a_readonly_descriptor),
+        TEST(test_I5_two_groups_share_nothing),
+        TEST(test_costs_add_up_to_the_store),
+        TEST(test_bad_names_are_refused),
+        TEST(test_an_id_comes_back_without_its_sightings),
+        cmocka_unit_test_setup_teardown(test_a_full_store_is_an_answer, start_small_store, stop),
+        cmocka_unit_test_setup_teardown(test_a_full_member_is_an_answer, start_small_members, stop),
+        cmocka_unit_test_setup_teardown(test_a_full_table_is_an_answer, start_small_table, stop),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

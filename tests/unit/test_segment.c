@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "unit.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "segment.h"
+
+static MshSegment *segment;
+static _Alignas(4096) uint8_t page[MSH_PAGE_BYTES];
+
+static int new_segment(void **state)
+{
+    (void)state;
+    MshError error = {0};
+    int r = msh_segment_new("unit", 7, &segment, &error);
+    if (r < 0)
+        print_error("%s\n", error.text);
+    return r;
+}
+
+static int free_segment(void **state)
+{
+    (void)state;
+    segment = msh_segment_free(segment);
+    return 0;
+}
+
+static void add_slot(uint8_t fill)
+{
+    uint32_t position, expected = msh_segment_used_slots(segment);
+    memset(page, fill, sizeof(page));
+    assert_int_equal(msh_segment_stage(segment, page, &position), 0);
+    assert_int_equal(position, expected);
+    assert_int_equal(msh_segment_commit(segment), 0);
+    assert_int_equal(msh_segment_used_slots(segment), expected + 1);
+}
+
+static int open_readonly(void)
+{
+    int fd = msh_segment_open_readonly(segment);
+    assert_true(fd >= 0);
+    assert_int_equal(fcntl(fd, F_GETFL) & O_ACCMODE, O_RDONLY);
+    assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
+    return fd;
+}
+
+static int reopen(int fd, int flags)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    return open(path, flags | O_CLOEXEC);
+}
+
+static struct stat status_of(int fd)
+{
+    struct stat status;
+    assert_int_equal(fstat(fd, &status), 0);
+    return status;
+}
+
+static void test_committed_bytes_are_what_was_staged(void **state)
+{
+    (void)state;
+    int fd = open_readonly();
+    for (uint8_t i = 1; i <= 20; i++)
+        add_slot(i);
+    uint8_t *view = mmap(NULL, 20 * MSH_PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(view, MAP_FAILED);
+    for (uint8_t i = 1; i <= 20; i++) {
+        memset(page, i, sizeof(page));
+        assert_memory_equal(view + (i - 1) * MSH_PAGE_BYTES, page, MSH_PAGE_BYTES);
+    }
+    assert_int_equal(msh_segment_id(segment), 7);
+    munmap(view, 20 * MSH_PAGE_BYTES);
+    close(fd);
+}
+
+static void test_I3_the_file_ends_at_the_frontier_exactly(void **state)
+{
+    (void)state;
+    uint32_t position;
+    int fd = open_readonly();
+    assert_int_equal(status_of(fd).st_size, 0);
+    for (uint32_t i = 1; i <= 40; i++) {
+        add_slot((uint8_t)i);
+        assert_int_equal(status_of(fd).st_size, i * MSH_PAGE_BYTES);
+        assert_int_equal(status_of(fd).st_blocks, i * MSH_PAGE_BYTES / 512);
+        /* staged, not committed: nowhere in the file */
+        assert_int_equal(msh_segment_stage(segment, page, &position), 0);
+        assert_int_equal(status_of(fd).st_size, i * MSH_PAGE_BYTES);
+    }
+    close(fd);
+}
+
+static void test_I3_staging_again_touches_no_slot(void **state)
+{
+    (void)state;
+    uint32_t position;
+    add_slot(1);
+    int fd = open_readonly();
+    uint8_t *view = mmap(NULL, 2 * MSH_PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+    memset(page, 2, sizeof(page));
+    assert_int_equal(msh_segment_stage(segment, page, &position), 0);
+    memset(page, 3, sizeof(page)); /* the sender rewrites its page: ours is a copy */
+    assert_int_equal(((const uint8_t *)msh_segment_staged(segment))[100], 2);
+    assert_int_equal(msh_segment_stage(segment, page, &position), 0);
+    assert_int_equal(position, 1);
+    assert_int_equal(view[0], 1);
+    assert_int_equal(msh_segment_commit(segment), 0);
+    assert_int_equal(view[0], 1);
+    assert_int_equal(view[MSH_PAGE_BYTES], 3);
+    munmap(view, 2 * MSH_PAGE_BYTES);
+    close(fd);
+}
+
+/* What a client of another uid tries; returns the first thing that worked, or NULL. */
+static const char *attack_as_client(int fd)
+{
+    if (write(fd, "x", 1) >= 0 || pwrite(fd, "x", 1, 0) >= 0)
+        return "write";
+    if (mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) != MAP_FAILED)
+        return "map writable";
+    void *view = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+    if (view == MAP_FAILED)
+        return "not even reading";
+    if (mprotect(view, 4096, PROT_READ | PROT_WRITE) == 0)
+        return "mprotect";
+    if (madvise(view, 4096, MADV_REMOVE) == 0)
+        return "punch by madvise";
+    if (ftruncate(fd, 1 << 20) == 0 || ftruncate(fd, 0) == 0)
+        return "resize";
+    if (fallocate(fd, 0, 1 << 20, 4096) == 0)
+        return "grow by fallocate";
+    if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) == 0)
+        return "punch";
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_GROW) == 0)
+        return "seal";
+    if (fchmod(fd, 0666) == 0)
+        return "chmod";
+    if (reopen(fd, O_RDWR) >= 0 || reopen(fd, O_WRONLY) >= 0 || reopen(fd, O_RDWR | O_TRUNC) >= 0)
+        return "reopen for writing";
+    return NULL;
+}
+
+static void test_I3_a_client_of_another_uid_can_only_read(void **state)
+{
+    (void)state;
+    if (geteuid() != 0) {
+        print_message("needs root, to become another user\n");
+        skip();
+    }
+    add_slot(1);
+    int fd = open_readonly();
+    int report[2];
+    char text[64] = {0};
+    assert_int_equal(pipe(report), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        const char *worked = "setuid failed";
+        if (setgid(65534) == 0 && setuid(65534) == 0) {
+            /* Else /proc/self/fd would be closed to us, and hide what the file's mode must deny. */
+            prctl(PR_SET_DUMPABLE, 1);
+            int anybodys = open("/dev/null", O_RDONLY);
+            worked = reopen(anybodys, O_WRONLY) < 0 ? "no /proc" : attack_as_client(fd);
+        }
+        if (worked)
+            _exit(write(report[1], worked, strlen(worked)) < 0);
+        _exit(0);
+    }
+    close(report[1]);
+    assert_true(read(report[0], text, sizeof(text) - 1) >= 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    assert_string_equal(text, "");
+    assert_int_equal(status_of(fd).st_size, MSH_PAGE_BYTES);
+    close(report[0]);
+    close(fd);
+}
+
+/* Root can open anything; the seals hold all the same. */
+static void assert_sealed_against_writing(int fd)
+{
+    int writable = reopen(fd, O_RDWR);
+    if (writable < 0) {
+        assert_int_equal(errno, EACCES); /* not root: the mode has stopped us */
+        return;
+    }
+    assert_int_equal(pwrite(writable, "x", 1, 0), -1);
+    assert_int_equal(errno, EPERM);
+    assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, writable, 0), MAP_FAILED);
+    assert_int_equal(errno, EPERM);
+    void *view = mmap(NULL, 4096, PROT_READ, MAP_SHARED, writable, 0);
+    assert_ptr_not_equal(view, MAP_FAILED);
+    assert_int_equal(mprotect(view, 4096, PROT_READ | PROT_WRITE), -1);
+    assert_int_equal(madvise(view, 4096, MADV_REMOVE), -1);
+    munmap(view, 4096);
+    assert_int_equal(ftruncate(writable, 0), -1);
+    assert_int_equal(errno, EPERM);
+    assert_int_equal(fallocate(writable, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096), -1);
+    assert_int_equal(errno, EPERM);
+    assert_int_equal(fallocate(writable, FALLOC_FL_ZERO_RANGE, 0, 4096), -1);
+    close(writable);
+}
+
+static void test_I3_root_cannot_write_through_a_fresh_descriptor(void **state)
+{
+    (void)state;
+    add_slot(0x42);
+    int fd = open_readonly();
+    assert_sealed_against_writing(fd);
+    uint8_t byte = 0;
+    assert_int_equal(pread(fd, &byte, 1, 0), 1);
+    assert_int_equal(byte, 0x42);
+    add_slot(0x43); /* filling goes on */
+    close(fd);
+}
+
+static void test_I4_a_full_segment_is_final(void **state)
+{
+    (void)state;
+    uint32_t position = 77;
+    for (uint32_t i = 0; i < MSH_SEGMENT_SLOTS; i++)
+        add_slot((uint8_t)i);
+    assert_int_equal(msh_segment_stage(segment, page, &position), -ENOSPC);
+    assert_int_equal(position, 77);
+    assert_int_equal(msh_segment_commit(segment), -ENOSPC);
+    int fd = open_readonly();
+    assert_int_equal(status_of(fd).st_size, MSH_SEGMENT_BYTES);
+    assert_int_equal(fcntl(fd, F_GET_SEALS) & 0x1f,
+                     F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | 0x10 /* FUTURE_WRITE */);
+    assert_sealed_against_writing(fd);
+    close(fd);
+}
+
+static void test_I4_memory_outlives_the_segment_while_mapped(void **state)
+{
+    (void)state;
+    add_slot(9);
+    int fd = open_readonly();
+    uint8_t *view = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
+    close(fd);
+    segment = msh_segment_free(segment);
+    assert_int_equal(view[4095], 9);
+    munmap(view, 4096);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, new_segment, free_segment)
+    const struct CMUnitTest tests[] = {
+        TEST(test_committed_bytes_are_what_was_staged),
+        TEST(test_I3_the_file_ends_at_the_frontier_exactly),
+        TEST(test_I3_staging_again_touches_no_slot),
+        TEST(test_I3_a_client_of_another_uid_can_only_read),
+        TEST(test_I3_root_cannot_write_through_a_fresh_descriptor),
+        TEST(test_I4_a_full_segment_is_final),
+        TEST(test_I4_memory_outlives_the_segment_while_mapped),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
