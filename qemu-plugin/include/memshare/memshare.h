@@ -36,9 +36,10 @@ typedef struct MshConfig {
     uint64_t scan_rate_pages;   /* pages per second; 0 pauses; MSH_RATE_UNLIMITED */
     uint32_t cpu_limit_percent; /* of one core, for the scanning thread; 0: no limit */
 
-    /* Called before pages that a kernel reference might pin are copied rather than moved; true means
-     * that nothing in this process pins registered memory now. NULL: taken as false, except while
-     * detaching. Called from engine threads; must not block. */
+    /* Asked before the contents of pages that a kernel reference might pin are copied rather than moved,
+     * to give plain memory back: true means that no I/O into registered memory is in flight or will
+     * be started. NULL: never; pages are then made private inside their store mappings. Called from
+     * any thread; must not block. */
     bool (*nothing_pinned)(void *opaque);
     void *opaque;
 } MshConfig;
@@ -58,8 +59,8 @@ MshEngine *msh_engine_free(MshEngine *engine);
 /* Starts the two background threads; a second call does nothing. */
 int msh_engine_start(MshEngine *engine, MshError *error);
 
-/* Un-shares everything: each SHARED page becomes private again, in plain memory. Returns all slots.
- * Memory stays registered; nothing new is shared until the mode is set again. Waits. */
+/* Sets mode off and un-shares everything before it returns: each SHARED page becomes private, in plain
+ * memory where nothing_pinned allows it. Returns all slots. Memory stays registered. Waits. */
 int msh_engine_detach(MshEngine *engine, MshError *error);
 
 /*

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the files of the engine share: the state behind memshare.h.
+ *
+ * Locks, in the order they may be taken (a lower one while holding none of the higher):
+ *   1 work     who drives a pass: scans, asks the exchange, may wait for the broker
+ *   2 memory   regions, page map, views, windows: held for one block of scanning or one window
+ *   3 queue    candidates on their way to the window thread, slots on their way back
+ * register, hold and detach take 2 and 3 only, so a slow broker never makes them wait. Stats and
+ * steering take none.
+ */
+#ifndef MSH_ENGINE_H
+#define MSH_ENGINE_H
+
+#include <pthread.h>
+
+#include "counters.h"
+#include "exchange.h"
+#include "memory.h"
+#include "memshare/memshare.h"
+#include "pace.h"
+#include "rebuild.h"
+#include "runs.h"
+#include "scan.h"
+#include "texts.h"
+#include "views.h"
+#include "window.h"
+
+typedef struct MshCandidates {
+    MshCandidate *items;
+    size_t count, capacity;
+} MshCandidates;
+
+typedef struct MshSlots {
+    MshSlot *items;
+    size_t count, capacity;
+} MshSlots;
+
+struct MshEngine {
+    char group[MSH_NAME_BYTES];
+    bool has_broker;
+    bool (*nothing_pinned)(void *opaque);
+    void *opaque;
+
+    /* steering and facts: atomics */
+    _Atomic uint32_t mode, ceiling, cpu_limit_percent;
+    _Atomic uint64_t scan_rate_pages;
+    _Atomic bool is_held, is_stopping, is_started, is_connected, is_barred;
+    _Atomic uint32_t protocol;
+    MshCounters counters;
+    MshTexts texts;
+    MshText ceiling_reason, barred_reason, exchange_reason;
+
+    /* work lock */
+    pthread_mutex_t work_lock;
+    MshExchange *exchange;
+    MshScan scan;
+    MshVisit visit;
+    MshCandidates pending; /* found since the last hand-over */
+    uint8_t secret[MSH_SECRET_BYTES];
+    uint64_t mappings_counted_ns;
+
+    /* memory lock */
+    pthread_mutex_t memory_lock;
+    MshMemory memory;
+    MshViews views;
+    MshWindow window;
+    bool has_window;
+    MshRebuild rebuild;
+    bool has_rebuild;
+
+    /* queue lock */
+    pthread_mutex_t queue_lock;
+    pthread_cond_t queue_filled, queue_emptied;
+    MshCandidates queue;
+    MshSlots returned;
+    bool is_merging; /* the window thread holds candidates of its own */
+
+    pthread_t scan_thread, window_thread;
+    int wake_fd;
+};
+
+/* The mode in force: what was asked for, within the ceiling. */
+MshMode msh_engine_mode(const MshEngine *engine);
+
+uint64_t msh_engine_now_ns(void);
+
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the page tables of this process say about a range (PAGEMAP_SCAN, Linux 6.7). It cannot tell a
+ * page's state alone: an unpopulated store mapping looks like a hole, a swapped copy in one like a
+ * swapped private page. The engine's own page map knows what is mapped where; this adds the rest.
+ */
+#ifndef MSH_PAGEMAP_H
+#define MSH_PAGEMAP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "memshare/error.h"
+
+typedef struct MshPagemap {
+    int fd;
+} MshPagemap;
+
+/* A set; 0: nothing there. */
+typedef enum MshPresence {
+    MSH_PRESENT = 1,
+    MSH_PRESENT_FILE = 2, /* a page of the store, or of another file */
+    MSH_PRESENT_ZERO = 4, /* the kernel's zero page, which holds no memory */
+    MSH_PRESENT_HUGE = 8,
+    MSH_SWAPPED = 16,
+} MshPresence;
+
+/* -ENOSYS: the kernel cannot scan page tables; error says so. */
+int msh_pagemap_open(MshPagemap *pagemap, MshError *error);
+void msh_pagemap_close(MshPagemap *pagemap);
+
+/* One byte (a set of MshPresence) a page from start on. */
+int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages,
+                     uint8_t *ret_presence);
+
+#endif

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "region.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/queue.h>
+
+/* All ranges that any engine of this process has registered: two engines on one range would replace
+ * each other's pages. */
+typedef struct Claim {
+    uint8_t *base;
+    size_t length_bytes;
+    LIST_ENTRY(Claim) link;
+} Claim;
+
+static LIST_HEAD(ClaimList, Claim) claims = LIST_HEAD_INITIALIZER(claims);
+static pthread_mutex_t claims_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int claim_range(uint8_t *base, size_t length_bytes, MshError *error)
+{
+    Claim *fresh = malloc(sizeof *fresh);
+    if (!fresh)
+        return msh_error_set(error, -ENOMEM, "out of memory");
+    *fresh = (Claim){.base = base, .length_bytes = length_bytes};
+    pthread_mutex_lock(&claims_lock);
+    Claim *other;
+    LIST_FOREACH (other, &claims, link) {
+        if (base < other->base + other->length_bytes && other->base < base + length_bytes) {
+            msh_error_set(error, -EEXIST, "%p-%p overlaps %p-%p, which is registered already",
+                          (void *)base, (void *)(base + length_bytes), (void *)other->base,
+                          (void *)(other->base + other->length_bytes));
+            pthread_mutex_unlock(&claims_lock);
+            free(fresh);
+            return -EEXIST;
+        }
+    }
+    LIST_INSERT_HEAD(&claims, fresh, link);
+    pthread_mutex_unlock(&claims_lock);
+    return 0;
+}
+
+static void unclaim_range(const uint8_t *base)
+{
+    pthread_mutex_lock(&claims_lock);
+    Claim *claim;
+    LIST_FOREACH (claim, &claims, link) {
+        if (claim->base == base) {
+            LIST_REMOVE(claim, link);
+            free(claim);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&claims_lock);
+}
+
+typedef struct Vma {
+    uint64_t start, end;
+    char permissions[5];
+    unsigned long inode;
+    char flags[256]; /* " rd wr ... " of VmFlags */
+} Vma;
+
+static bool has_flag(const Vma *vma, const char *flag)
+{
+    char spaced[8];
+    snprintf(spaced, sizeof spaced, " %s ", flag);
+    return strstr(vma->flags, spaced) != NULL;
+}
+
+static int check_vma(const Vma *vma, uint64_t start, uint64_t end, MshError *error)
+{
+    const char *what = NULL;
+    if (vma->permissions[3] == 's' || has_flag(vma, "sh"))
+        what = "is shared memory";
+    else if (has_flag(vma, "ht"))
+        what = "is backed by hugetlbfs";
+    else if (vma->inode)
+        what = "is a file mapping";
+    else if (vma->permissions[0] != 'r' || vma->permissions[1] != 'w')
+        what = "is not readable and writable";
+    else if (has_flag(vma, "lo"))
+        what = "is locked in memory";
+    else if (has_flag(vma, "wf"))
+        what = "is wiped on fork";
+    else if (has_flag(vma, "io") || has_flag(vma, "pf"))
+        what = "is device memory";
+    else if (has_flag(vma, "um") || has_flag(vma, "uw"))
+        what = "is registered with another userfaultfd";
+    if (!what)
+        return 0;
+    return msh_error_set(error, -EPERM, "%#lx-%#lx cannot be shared: %#lx-%#lx %s",
+                         (unsigned long)start, (unsigned long)end, (unsigned long)vma->start,
+                         (unsigned long)vma->end, what);
+}
+
+/* Walks smaps once; the range must be covered without a gap by mappings that pass. */
+static int check_range(MshRegion *region, uint64_t start, uint64_t end, MshError *error)
+{
+    FILE *smaps = fopen("/proc/self/smaps", "re");
+    if (!smaps)
+        return msh_error_set(error, -errno, "/proc/self/smaps cannot be read: %s", strerror(errno));
+    char *line = NULL;
+    size_t capacity = 0;
+    uint64_t covered = start;
+    int result = 0;
+    Vma vma = {0};
+    while (result == 0 && covered < end && getline(&line, &capacity, smaps) > 0) {
+        unsigned long vma_start, vma_end, inode;
+        char permissions[5];
+        if (sscanf(line, "%lx-%lx %4s %*x %*x:%*x %lu", &vma_start, &vma_end, permissions,
+                   &inode) == 4) {
+            vma = (Vma){.start = vma_start, .end = vma_end, .inode = inode};
+            memcpy(vma.permissions, permissions, sizeof permissions);
+        } else if (strncmp(line, "VmFlags:", 8) == 0 && vma.start <= covered && covered < vma.end) {
+            snprintf(vma.flags, sizeof vma.flags, " %s", line + 8);
+            char *newline = strchr(vma.flags, '\n');
+            if (newline)
+                *newline = ' ';
+            result = check_vma(&vma, start, end, error);
+            region->advises_huge |= has_flag(&vma, "hg");
+            region->dont_fork |= has_flag(&vma, "dc");
+            region->dont_dump |= has_flag(&vma, "dd");
+            region->no_reserve |= has_flag(&vma, "nr");
+            covered = vma.end;
+        }
+    }
+    free(line);
+    fclose(smaps);
+    if (result == 0 && covered < end)
+        result = msh_error_set(error, -ENOMEM, "%#lx-%#lx is not mapped at %#lx",
+                               (unsigned long)start, (unsigned long)end, (unsigned long)covered);
+    return result;
+}
+
+int msh_region_new(void *address, size_t length_bytes, MshRegion **ret_region, MshError *error)
+{
+    uint64_t start = (uintptr_t)address;
+    if (length_bytes == 0 || !msh_is_page_aligned(start) || !msh_is_page_aligned(length_bytes))
+        return msh_error_set(error, -EINVAL,
+                             "address %#lx and length %zu must be whole pages of %u bytes, and not "
+                             "empty",
+                             (unsigned long)start, length_bytes, MSH_PAGE_BYTES);
+    if (start + length_bytes < start || msh_bytes_to_pages(length_bytes) >= UINT32_MAX)
+        return msh_error_set(error, -E2BIG, "%zu bytes at %#lx are more than can be registered",
+                             length_bytes, (unsigned long)start);
+
+    MshRegion *region = calloc(1, sizeof *region);
+    if (!region)
+        return msh_error_set(error, -ENOMEM, "out of memory");
+    int result = check_range(region, start, start + length_bytes, error);
+    if (result == 0)
+        result = claim_range(address, length_bytes, error);
+    if (result < 0) {
+        free(region);
+        return result;
+    }
+    region->base = address;
+    region->pages = (uint32_t)msh_bytes_to_pages(length_bytes);
+    region->state = calloc(region->pages, sizeof *region->state);
+    region->word = calloc(region->pages, sizeof *region->word);
+    if (!region->state || !region->word) {
+        msh_region_free(region);
+        return msh_error_set(error, -ENOMEM, "no memory for the page map of %zu bytes",
+                             length_bytes);
+    }
+    *ret_region = region;
+    return 0;
+}
+
+MshRegion *msh_region_free(MshRegion *region)
+{
+    if (!region)
+        return NULL;
+    unclaim_range(region->base);
+    free(region->state);
+    free(region->word);
+    free(region);
+    return NULL;
+}
+
+void msh_region_set_sharing(const MshRegion *region, bool sharing)
+{
+    /* khugepaged would fill holes again with huge pages of zeros. Memory whose owner did not ask for
+     * huge pages is left alone: no advice takes this one back. A failure costs savings only. */
+    if (region->advises_huge)
+        madvise(region->base, msh_pages_to_bytes(region->pages),
+                sharing ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+}
+
+static bool is_boundary(const MshRegion *region, uint32_t page)
+{
+    bool left = msh_region_is_mapped(region, page - 1), right = msh_region_is_mapped(region, page);
+    if (left && right)
+        return region->word[page] != region->word[page - 1] + 1 ||
+               msh_slot_segment((MshSlot){region->word[page]}) !=
+                   msh_slot_segment((MshSlot){region->word[page - 1]});
+    return left != right;
+}
+
+uint32_t msh_region_boundaries(const MshRegion *region, uint32_t first, uint32_t end)
+{
+    uint32_t count = 0;
+    for (uint32_t page = first ? first : 1; page <= end && page < region->pages; page++)
+        count += is_boundary(region, page);
+    return count;
+}
+
+uint64_t msh_region_overhead_bytes(const MshRegion *region)
+{
+    return sizeof *region +
+           (uint64_t)region->pages * (sizeof *region->state + sizeof *region->word);
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "release.h"
+
+#include "rebuild.h"
+#include "worker.h"
+
+static bool may_rebuild(const MshEngine *engine)
+{
+    return engine->has_rebuild && engine->nothing_pinned && engine->nothing_pinned(engine->opaque);
+}
+
+bool msh_release_is_due(const MshEngine *engine)
+{
+    return msh_read(&engine->counters.shared_pages) ||
+           (msh_read(&engine->counters.broken_pages) && may_rebuild(engine));
+}
+
+/* Writes the byte that is there, in one atomic step: the kernel copies the page and no write of anybody
+ * is lost (I1, I12). A compare-and-swap, since compilers turn an atomic OR of 0 into a load. */
+static void break_page(void *address)
+{
+    uint8_t *byte = address;
+    uint8_t value = __atomic_load_n(byte, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(byte, &value, value, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_RELAXED))
+        ;
+}
+
+static void break_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+{
+    MshSlot slots[MSH_SCAN_BLOCK_PAGES];
+    size_t count = 0;
+    for (uint32_t page = first; page < end; page++) {
+        if (region->state[page] != MSH_PAGE_SHARED)
+            continue;
+        break_page(msh_region_address(region, page));
+        region->state[page] = MSH_PAGE_BROKEN;
+        slots[count++] = (MshSlot){region->word[page]};
+    }
+    msh_uncount(&engine->counters.shared_pages, count);
+    msh_count(&engine->counters.broken_pages, count);
+    msh_worker_return_slots(engine, slots, count);
+}
+
+static void rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+{
+    MshSlot slots[MSH_REBUILD_PAGES];
+    for (uint32_t page = first; page < end;) {
+        if (!msh_region_is_mapped(region, page)) {
+            page++;
+            continue;
+        }
+        size_t count = 0;
+        if (msh_rebuild_run(&engine->rebuild, region, page, end, &page, slots, &count) < 0)
+            return; /* they are broken in place instead */
+        msh_worker_return_slots(engine, slots, count);
+    }
+}
+
+static void release_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+{
+    if (may_rebuild(engine))
+        rebuild_pages(engine, region, first, end);
+    break_pages(engine, region, first, end);
+}
+
+static uint32_t block_end(const MshRegion *region, uint32_t first)
+{
+    return region->pages - first > MSH_SCAN_BLOCK_PAGES ? first + MSH_SCAN_BLOCK_PAGES
+                                                        : region->pages;
+}
+
+bool msh_release_block(MshEngine *engine, uint32_t *frame)
+{
+    pthread_mutex_lock(&engine->memory_lock);
+    MshRegion *region = msh_memory_next(&engine->memory, *frame);
+    if (region) {
+        uint32_t first = *frame > region->first_frame ? *frame - region->first_frame : 0;
+        uint32_t end = block_end(region, first);
+        release_pages(engine, region, first, end);
+        *frame = region->first_frame + end;
+    }
+    pthread_mutex_unlock(&engine->memory_lock);
+    return region != NULL;
+}
+
+void msh_release_region(MshEngine *engine, MshRegion *region)
+{
+    for (uint32_t first = 0; first < region->pages; first = block_end(region, first))
+        release_pages(engine, region, first, block_end(region, first));
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The way back: mapped pages become private, a block at a time. Where the host process promises that
+ * nothing is pinned they are rebuilt into plain memory, and the store's memory comes back with its last
+ * mapping; else each is broken in place, which is always safe and keeps the mapping.
+ */
+#ifndef MSH_RELEASE_H
+#define MSH_RELEASE_H
+
+#include "engine.h"
+
+/* Whether there is anything to release, and a way to do it. */
+bool msh_release_is_due(const MshEngine *engine);
+
+/* Releases up to MSH_SCAN_BLOCK_PAGES pages from *frame on, moves *frame on, and returns whether there is
+ * more. Takes the memory lock. */
+bool msh_release_block(MshEngine *engine, uint32_t *frame);
+
+/* The same for all pages of one region. Memory lock. */
+void msh_release_region(MshEngine *engine, MshRegion *region);
+
+#endif

@@ -1,0 +1,466 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "window.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "fingerprint.h"
+
+/* Once a window has been open for this long no further run is begun; with a run's own time, at most
+ * RUN_PAGES pages, it stays within 200 us. I8 */
+#define CLOSE_AFTER_NS 120000u
+#define AIM_NS 100000u
+
+enum {
+    RUN_PAGES = 32,
+    SPANS_MAX = 16,
+    SPAN_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES,
+    RUN_EFFORT = 12, /* what the calls of one run cost, in pages' worth */
+    EFFORT_MIN = 64,
+    EFFORT_MAX = 2048,
+    MOVE_TRIES = 4,
+    ROLLBACK_SPINS = 64,
+};
+
+typedef enum Outcome {
+    LEFT = 0,  /* could not be moved: untouched */
+    MOVED = 1, /* in the scratch area; the address holds nothing */
+    BACK = 2,  /* compared and different, or rolled back: at its address again */
+    DONE = 3,  /* replaced */
+} Outcome;
+
+/* One or more runs, and what lies between them, registered together. Never includes a store mapping:
+ * pages move within one mapping only. */
+typedef struct Span {
+    MshRegion *region;
+    uint32_t first, end; /* pages */
+    bool open;
+} Span;
+
+typedef struct Run {
+    Span *span;
+    MshRegion *region;
+    uint32_t page, pages;
+    uint32_t slot;        /* MSH_SLOT_ZERO, or the first one */
+    uint32_t scratch;     /* first page in the scratch area */
+    size_t candidates_before, returned_before; /* by the plan, when it came to this run */
+    uint8_t outcome[RUN_PAGES];
+} Run;
+
+typedef struct Plan {
+    Span span[SPANS_MAX];
+    size_t spans;
+    Run run[MSH_WINDOW_RUNS_MAX];
+    size_t runs;
+    size_t candidates; /* taken or turned down */
+} Plan;
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void *scratch_page(const MshWindow *window, uint32_t page)
+{
+    return window->scratch + msh_pages_to_bytes(page);
+}
+
+static int map_scratch(MshWindow *window, void *at, size_t length_bytes)
+{
+    void *area = mmap(at, length_bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0), -1, 0);
+    if (area == MAP_FAILED)
+        return -errno;
+    if (!at)
+        window->scratch = area;
+    madvise(area, length_bytes, MADV_DONTFORK);
+    madvise(area, length_bytes, MADV_DONTDUMP);
+    madvise(area, length_bytes, MADV_NOHUGEPAGE);
+    return msh_uffd_register(&window->uffd, area, length_bytes, MSH_UFFD_MISSING_PAGES);
+}
+
+int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
+                    const MshViews *views, MshCounters *counters, MshError *error)
+{
+    *window = (MshWindow){.uffd = {-1},
+                          .effort = EFFORT_MIN,
+                          .memory = memory,
+                          .views = views,
+                          .counters = counters};
+    int result = msh_uffd_open(&window->uffd, device_fd, false, error);
+    if (result < 0)
+        return result;
+    result = map_scratch(window, NULL, msh_pages_to_bytes(MSH_WINDOW_SCRATCH_PAGES));
+    if (result < 0) {
+        msh_window_fini(window);
+        return msh_error_set(error, result, "no scratch area for moved pages: %s",
+                             strerror(-result));
+    }
+    return 0;
+}
+
+void msh_window_fini(MshWindow *window)
+{
+    msh_uffd_close(&window->uffd);
+    if (window->scratch)
+        munmap(window->scratch, msh_pages_to_bytes(MSH_WINDOW_SCRATCH_PAGES));
+    window->scratch = NULL;
+}
+
+/*
+ * Section: what goes into the window. Outside it, so it may look at pages of the store.
+ */
+
+static bool gap_is_plain(const MshRegion *region, uint32_t first, uint32_t end)
+{
+    for (uint32_t page = first; page < end; page++)
+        if (msh_region_is_mapped(region, page))
+            return false;
+    return true;
+}
+
+static Span *span_for(Plan *plan, MshRegion *region, uint32_t page, uint32_t pages)
+{
+    if (plan->spans) {
+        Span *last = &plan->span[plan->spans - 1];
+        if (last->region == region && page >= last->end && page + pages - last->first <= SPAN_PAGES &&
+            gap_is_plain(region, last->end, page)) {
+            last->end = page + pages;
+            return last;
+        }
+    }
+    if (plan->spans == SPANS_MAX)
+        return NULL;
+    Span *span = &plan->span[plan->spans++];
+    *span = (Span){.region = region, .first = page, .end = page + pages};
+    return span;
+}
+
+/* Whether the process may have the mappings that replacing a run of pages can add. I11 */
+static bool budget_allows(const MshWindow *window, size_t runs)
+{
+    return msh_read(&window->counters->mappings) + 2 * runs + SPANS_MAX * 2 <=
+           msh_read(&window->counters->mappings_limit);
+}
+
+/* Brings the slots' pages in, which may have been swapped out: inside the window that would make
+ * sleepers wait for a disk. */
+static void touch_slots(const MshView *view, uint32_t slot, size_t pages)
+{
+    for (size_t i = 0; i < pages; i++)
+        *(volatile const uint8_t *)msh_view_page(view, (MshSlot){slot + (uint32_t)i});
+}
+
+static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candidates, size_t count,
+                      MshSlot *returned, size_t *returned_count)
+{
+    uint32_t effort = 0, scratch = 0;
+    size_t at = 0;
+    plan->spans = plan->runs = 0;
+    while (at < count && plan->runs < MSH_WINDOW_RUNS_MAX && effort < window->effort &&
+           scratch + RUN_PAGES <= MSH_WINDOW_SCRATCH_PAGES) {
+        const MshCandidate *first = &candidates[at];
+        uint32_t page = 0;
+        MshRegion *region = msh_memory_find(window->memory, first->frame, &page);
+        MshView *view = NULL;
+        bool is_zero = first->slot == MSH_SLOT_ZERO;
+        if (!is_zero)
+            view = msh_views_of(window->views, (MshSlot){first->slot});
+        size_t length = msh_run_length(first, count - at, RUN_PAGES);
+        bool take = region && (is_zero || (view && budget_allows(window, plan->runs + 1)));
+        /* The end of a run that reaches a page of another kind, or of another region, waits. */
+        size_t fit = 0;
+        while (take && fit < length && page + fit < region->pages &&
+               region->state[page + fit] == MSH_PAGE_PRIVATE)
+            fit++;
+        Span *span = fit ? span_for(plan, region, page, (uint32_t)fit) : NULL;
+        if (fit && !span)
+            break; /* full */
+        if (!fit) {
+            /* Gone, replaced already, or beyond the budget: it stays private. */
+            if (!is_zero)
+                returned[(*returned_count)++] = (MshSlot){first->slot};
+            at++;
+            continue;
+        }
+        if (view) {
+            msh_view_set_flags(view, region->dont_fork, region->dont_dump);
+            touch_slots(view, first->slot, fit);
+        }
+        Run *run = &plan->run[plan->runs++];
+        *run = (Run){.span = span,
+                     .region = region,
+                     .page = page,
+                     .pages = (uint32_t)fit,
+                     .slot = first->slot,
+                     .scratch = scratch,
+                     .candidates_before = at,
+                     .returned_before = *returned_count};
+        at += fit;
+        scratch += (uint32_t)fit;
+        effort += RUN_EFFORT + (uint32_t)fit;
+    }
+    plan->candidates = at;
+}
+
+/*
+ * Section: inside the window
+ */
+
+static void move_out(MshWindow *window, Run *run)
+{
+    uint32_t at = 0, tries = 0;
+    while (at < run->pages) {
+        size_t moved_bytes = 0;
+        int result = msh_uffd_move(&window->uffd, scratch_page(window, run->scratch + at),
+                                   msh_region_address(run->region, run->page + at),
+                                   msh_pages_to_bytes(run->pages - at), &moved_bytes);
+        uint32_t moved = (uint32_t)msh_bytes_to_pages(moved_bytes);
+        memset(run->outcome + at, MOVED, moved);
+        at += moved;
+        if (result == 0)
+            return;
+        if (moved) {
+            tries = 0; /* the rest may go, or the next call says why not */
+        } else if (result != MSH_E_UFFD_AGAIN || ++tries == MOVE_TRIES) {
+            if (result == MSH_E_UFFD_BUSY)
+                msh_count(&window->counters->pinned_skips, 1);
+            at++; /* this one stays where it is */
+            tries = 0;
+        }
+    }
+}
+
+/* May wait, may not fail: the address holds nothing, and sleepers need their page. I1 */
+static void move_back(MshWindow *window, MshRegion *region, uint32_t page, uint32_t scratch,
+                      uint32_t pages)
+{
+    uint32_t at = 0;
+    for (unsigned tries = 0; at < pages; tries++) {
+        void *home = msh_region_address(region, page + at);
+        void *here = scratch_page(window, scratch + at);
+        size_t moved_bytes = 0;
+        int result = msh_uffd_move(&window->uffd, home, here, msh_pages_to_bytes(pages - at),
+                                   &moved_bytes);
+        at += (uint32_t)msh_bytes_to_pages(moved_bytes);
+        if (result == 0)
+            return;
+        if (moved_bytes) {
+            tries = 0;
+        } else if (tries > ROLLBACK_SPINS) {
+            /* A page under writeback to swap cannot be moved for a while, but its bytes can be
+             * copied; nothing else can write to the scratch area. */
+            if (msh_uffd_copy(&window->uffd, home, here, MSH_PAGE_BYTES) == 0)
+                at++;
+            else
+                sched_yield();
+        }
+    }
+}
+
+/* The mapping failed after it may have unmapped its target: give the address memory again, with the
+ * page that was there. I1 */
+static void restore(MshWindow *window, Run *run, uint32_t at, uint32_t pages)
+{
+    void *home = msh_region_address(run->region, run->page + at);
+    uint8_t *here = scratch_page(window, run->scratch + at);
+    size_t length_bytes = msh_pages_to_bytes(pages);
+    size_t moved_bytes = 0;
+    /* If the target is still there, still registered, this is all it takes. */
+    if (msh_uffd_move(&window->uffd, home, here, length_bytes, &moved_bytes) == 0)
+        return;
+    uint32_t moved = (uint32_t)msh_bytes_to_pages(moved_bytes);
+    home = (uint8_t *)home + moved_bytes;
+    here += moved_bytes;
+    length_bytes -= moved_bytes;
+    if (!moved && mremap(here, length_bytes, length_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, home) ==
+                      home) {
+        while (map_scratch(window, here, length_bytes) < 0)
+            sched_yield();
+    } else {
+        while (mmap(home, length_bytes, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED ||
+               msh_uffd_register(&window->uffd, home, length_bytes, MSH_UFFD_MISSING_PAGES) < 0)
+            sched_yield();
+        move_back(window, run->region, run->page + at + moved, run->scratch + at + moved,
+                  pages - moved);
+    }
+    madvise(home, length_bytes, run->region->dont_fork ? MADV_DONTFORK : MADV_DOFORK);
+    madvise(home, length_bytes, run->region->dont_dump ? MADV_DONTDUMP : MADV_DODUMP);
+}
+
+/* I2: both sides of the comparison are out of reach of writers: the page is in the scratch area, the slot
+ * is sealed. */
+static bool is_equal(const MshWindow *window, const Run *run, uint32_t at)
+{
+    const uint8_t *page = scratch_page(window, run->scratch + at);
+    if (run->slot == MSH_SLOT_ZERO)
+        return msh_page_is_zero(page);
+    MshSlot slot = {run->slot + at};
+    return memcmp(page, msh_view_page(msh_views_of(window->views, slot), slot), MSH_PAGE_BYTES) == 0;
+}
+
+static bool map_slots(MshWindow *window, Run *run, uint32_t at, uint32_t pages)
+{
+    MshSlot slot = {run->slot + at};
+    const MshView *view = msh_views_of(window->views, slot);
+    void *home = msh_region_address(run->region, run->page + at);
+    size_t length_bytes = msh_pages_to_bytes(pages);
+    /* DONTUNMAP leaves the template whole; the new mapping carries its flags at once. */
+    return mremap(view->template + msh_slot_offset_bytes(slot), length_bytes, length_bytes,
+                  MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, home) == home;
+}
+
+/* Pages [at, at + pages) of the run, all moved out, all equal or all different. */
+static void settle(MshWindow *window, Run *run, uint32_t at, uint32_t pages, bool equal)
+{
+    Outcome outcome = DONE;
+    if (!equal) {
+        move_back(window, run->region, run->page + at, run->scratch + at, pages);
+        outcome = BACK;
+    } else if (run->slot != MSH_SLOT_ZERO && !map_slots(window, run, at, pages)) {
+        restore(window, run, at, pages);
+        outcome = BACK;
+    }
+    memset(run->outcome + at, outcome, pages);
+}
+
+static void work(MshWindow *window, Run *run)
+{
+    move_out(window, run);
+    for (uint32_t at = 0; at < run->pages;) {
+        if (run->outcome[at] != MOVED) {
+            at++;
+            continue;
+        }
+        bool equal = is_equal(window, run, at);
+        uint32_t end = at + 1;
+        while (end < run->pages && run->outcome[end] == MOVED && is_equal(window, run, end) == equal)
+            end++;
+        if (!equal)
+            msh_count(&window->counters->compare_failures, end - at);
+        settle(window, run, at, end - at, equal);
+        at = end;
+    }
+}
+
+/*
+ * Section: after it
+ */
+
+/* Enters the outcome of a run into the page map and gives back the slots that were not mapped. */
+static void record(MshWindow *window, const Run *run, MshSlot *returned, size_t *returned_count)
+{
+    MshRegion *region = run->region;
+    MshCounters *counters = window->counters;
+    uint32_t done = 0;
+    uint32_t before = msh_region_boundaries(region, run->page, run->page + run->pages);
+    for (uint32_t i = 0; i < run->pages; i++) {
+        uint32_t page = run->page + i;
+        bool is_done = run->outcome[i] == DONE;
+        done += is_done;
+        if (run->slot == MSH_SLOT_ZERO) {
+            region->state[page] = is_done ? MSH_PAGE_HOLE : MSH_PAGE_PRIVATE;
+            region->word[page] = MSH_WORD_UNKNOWN;
+        } else if (is_done) {
+            region->state[page] = MSH_PAGE_SHARED;
+            region->word[page] = run->slot + i;
+        } else {
+            region->word[page] = MSH_WORD_UNKNOWN;
+            returned[(*returned_count)++] = (MshSlot){run->slot + i};
+        }
+    }
+    if (run->slot == MSH_SLOT_ZERO) {
+        msh_count(&counters->zeroed_pages, done);
+        msh_count(&counters->zero_pages, done);
+        return;
+    }
+    uint32_t after = msh_region_boundaries(region, run->page, run->page + run->pages);
+    atomic_fetch_add(&msh_views_of(window->views, (MshSlot){run->slot})->mapped_pages, done);
+    /* May be fewer than before: the difference wraps, and so does the sum. */
+    msh_count(&counters->mappings, (uint64_t)after - before);
+    msh_count(&counters->own_mappings, (uint64_t)after - before);
+    msh_count(&counters->merged_pages, done);
+    msh_count(&counters->shared_pages, done);
+}
+
+static void count_window(MshWindow *window, uint64_t took_ns)
+{
+    unsigned bucket = 0;
+    while (bucket < MSH_WINDOW_BUCKETS - 1 && took_ns >= (1000ull << bucket))
+        bucket++;
+    msh_count(&window->counters->windows, 1);
+    msh_count(&window->counters->window_time_ns[bucket], 1);
+    if (took_ns > AIM_NS + AIM_NS / 2 && window->effort > EFFORT_MIN)
+        window->effort -= window->effort / 4;
+    else if (took_ns < AIM_NS && window->effort < EFFORT_MAX)
+        window->effort += EFFORT_MIN / 4;
+}
+
+static int close_spans(MshWindow *window, Plan *plan)
+{
+    int result = 0;
+    for (size_t i = 0; i < plan->spans; i++) {
+        const Span *span = &plan->span[i];
+        if (!span->open)
+            continue;
+        void *start = msh_region_address(span->region, span->first);
+        size_t length_bytes = msh_pages_to_bytes(span->end - span->first);
+        if (msh_uffd_unregister(&window->uffd, start, length_bytes) < 0)
+            result = -EIO;
+        /* Always, and all of it: unregistering wakes sleepers only where the span is registered still;
+         * one asleep on a page just replaced would sleep for ever. I8 */
+        msh_uffd_wake(&window->uffd, start, length_bytes);
+    }
+    return result;
+}
+
+int msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
+                     MshSlot *ret_returned, size_t *ret_returned_count)
+{
+    Plan plan;
+    *ret_returned_count = 0;
+    make_plan(window, &plan, candidates, count, ret_returned, ret_returned_count);
+    if (plan.runs == 0)
+        return (int)plan.candidates;
+
+    uint64_t opened_ns = now_ns();
+    for (size_t i = 0; i < plan.spans; i++) {
+        Span *span = &plan.span[i];
+        span->open = msh_uffd_register(&window->uffd, msh_region_address(span->region, span->first),
+                                       msh_pages_to_bytes(span->end - span->first),
+                                       MSH_UFFD_MISSING_PAGES) == 0;
+    }
+    size_t runs = 0;
+    while (runs < plan.runs && (runs == 0 || now_ns() - opened_ns < CLOSE_AFTER_NS)) {
+        Run *run = &plan.run[runs++];
+        if (run->span->open)
+            work(window, run);
+    }
+    msh_count(&window->counters->slept_faults, msh_uffd_discard_events(&window->uffd));
+    int result = close_spans(window, &plan);
+    uint64_t took_ns = now_ns() - opened_ns;
+
+    uint32_t scratch = plan.run[runs - 1].scratch + plan.run[runs - 1].pages;
+    madvise(window->scratch, msh_pages_to_bytes(scratch), MADV_DONTNEED);
+    if (runs < plan.runs) {
+        /* Time was up: what the plan did from here on is for the next window to do again. */
+        plan.candidates = plan.run[runs].candidates_before;
+        *ret_returned_count = plan.run[runs].returned_before;
+    }
+    for (size_t i = 0; i < runs; i++)
+        record(window, &plan.run[i], ret_returned, ret_returned_count);
+    count_window(window, took_ns);
+    if (result < 0) {
+        /* Closing the descriptor unregisters everything and wakes everybody. */
+        msh_uffd_close(&window->uffd);
+        return result;
+    }
+    return (int)plan.candidates;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Merging: the single place that replaces pages of a running process by holes or store mappings.
+ *
+ * A window is a few short spans of registered memory, open for at most about 200 us. Inside it the
+ * candidates are moved out of everybody's reach, compared byte by byte, and replaced or moved back;
+ * who touches one meanwhile sleeps until the window closes. Always holds:
+ *
+ *   - A page is replaced only after a comparison made while no one could reach it (I1, I2).
+ *   - On every path each page moved out is either replaced by equal contents or moved back (I1).
+ *   - On every path each span is unregistered and then woken, whole (I8).
+ *   - Inside a window: no lock, allocation, log, broker or QEMU call.
+ *
+ * Threads: one at a time, under the window lock.
+ */
+#ifndef MSH_WINDOW_H
+#define MSH_WINDOW_H
+
+#include "counters.h"
+#include "memory.h"
+#include "runs.h"
+#include "uffd.h"
+#include "views.h"
+
+enum {
+    MSH_WINDOW_SCRATCH_PAGES = 512,
+    MSH_WINDOW_RUNS_MAX = 64,
+};
+
+typedef struct MshWindow {
+    MshUffd uffd;
+    uint8_t *scratch; /* where pages are moved to; registered for good */
+    uint32_t effort;  /* what a window may take on now, in pages' worth: follows the time it takes */
+    const MshMemory *memory;
+    const MshViews *views;
+    MshCounters *counters;
+} MshWindow;
+
+/* device_fd as msh_uffd_open. */
+int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
+                    const MshViews *views, MshCounters *counters, MshError *error);
+void msh_window_fini(MshWindow *window);
+
+/* Opens one window for as many of the sorted candidates, from the first on, as fit, and closes it.
+ * Returns how many are done with. Slots that were not mapped after all are written to ret_returned,
+ * which has room for count. -EIO: the userfaultfd is lost; no page is, but no window opens again. */
+int msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
+                     MshSlot *ret_returned, size_t *ret_returned_count);
+
+#endif

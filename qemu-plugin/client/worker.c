@@ -1,0 +1,511 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "worker.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "release.h"
+
+#define SECOND_NS 1000000000ull
+/* A window starts on a fresh time slice, and the guest gets at least as long without one. */
+#define REST_MIN_NS 50000ull
+#define RECOUNT_MAPPINGS_NS (10 * SECOND_NS)
+/* How long a pass on a caller's thread waits for the store to come within reach. */
+#define CONNECT_PATIENCE_NS (2 * SECOND_NS)
+
+enum {
+    QUEUE_FULL = 16384,
+    RELEASE_RATE_MIN = 50000, /* pages/s: un-sharing goes on also where scanning is paused */
+};
+
+/*
+ * Section: candidates and slots between the threads
+ */
+
+static bool append_candidate(MshCandidates *list, MshCandidate candidate)
+{
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? list->capacity * 2 : 1024;
+        MshCandidate *items = realloc(list->items, capacity * sizeof *items);
+        if (!items)
+            return false;
+        list->items = items;
+        list->capacity = capacity;
+    }
+    list->items[list->count++] = candidate;
+    return true;
+}
+
+void msh_worker_return_slots(MshEngine *engine, const MshSlot *slots, size_t count)
+{
+    if (count == 0)
+        return;
+    pthread_mutex_lock(&engine->queue_lock);
+    MshSlots *returned = &engine->returned;
+    if (returned->count + count > returned->capacity) {
+        size_t capacity = (returned->count + count) * 2;
+        MshSlot *items = realloc(returned->items, capacity * sizeof *items);
+        if (!items) {
+            /* A grant too many keeps a slot alive for longer, no more. */
+            pthread_mutex_unlock(&engine->queue_lock);
+            return;
+        }
+        returned->items = items;
+        returned->capacity = capacity;
+    }
+    memcpy(returned->items + returned->count, slots, count * sizeof *slots);
+    returned->count += count;
+    pthread_mutex_unlock(&engine->queue_lock);
+}
+
+static void flush_returned(MshEngine *engine)
+{
+    pthread_mutex_lock(&engine->queue_lock);
+    MshSlots returned = engine->returned;
+    engine->returned = (MshSlots){0};
+    pthread_mutex_unlock(&engine->queue_lock);
+    if (returned.count)
+        engine->exchange->verbs->release(engine->exchange, returned.items, returned.count);
+    free(returned.items);
+}
+
+static void hand_over(MshEngine *engine)
+{
+    if (engine->pending.count == 0)
+        return;
+    pthread_mutex_lock(&engine->queue_lock);
+    for (size_t i = 0; i < engine->pending.count; i++)
+        append_candidate(&engine->queue, engine->pending.items[i]);
+    engine->pending.count = 0;
+    pthread_cond_signal(&engine->queue_filled);
+    pthread_mutex_unlock(&engine->queue_lock);
+}
+
+/*
+ * Section: what the exchange tells
+ */
+
+static void on_match(void *opaque, uint32_t frame, MshSlot slot)
+{
+    MshEngine *engine = opaque;
+    if (engine->scan.unique)
+        engine->scan.unique--;
+    if (!append_candidate(&engine->pending, (MshCandidate){.frame = frame, .slot = slot.number}))
+        msh_worker_return_slots(engine, &slot, 1);
+}
+
+static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
+{
+    MshEngine *engine = opaque;
+    pthread_mutex_lock(&engine->memory_lock);
+    uint32_t page;
+    const MshRegion *region = msh_memory_find(&engine->memory, frame, &page);
+    uint8_t presence = 0;
+    bool is_there =
+        region && region->state[page] == MSH_PAGE_PRIVATE &&
+        msh_pagemap_scan(&engine->scan.pagemap, msh_region_address(region, page), 1, &presence) == 0 &&
+        (presence & MSH_PRESENT); /* I9 */
+    if (is_there)
+        memcpy(destination, msh_region_address(region, page), MSH_PAGE_BYTES);
+    pthread_mutex_unlock(&engine->memory_lock);
+    return is_there;
+}
+
+static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
+{
+    MshEngine *engine = opaque;
+    MshError error = {0};
+    int result = 0;
+    pthread_mutex_lock(&engine->memory_lock);
+    if (!engine->has_window) {
+        result = msh_window_init(&engine->window, device_fd, &engine->memory, &engine->views,
+                                 &engine->counters, &error);
+        engine->has_window = result == 0;
+        if (result == 0 && engine->nothing_pinned) {
+            result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->views,
+                                      &engine->counters, &error);
+            engine->has_rebuild = result == 0;
+        }
+    }
+    pthread_mutex_unlock(&engine->memory_lock);
+    if (result < 0) {
+        msh_text_set(&engine->texts, &engine->barred_reason, error.text);
+        atomic_store(&engine->is_barred, true);
+        return result;
+    }
+    memcpy(engine->secret, secret, sizeof engine->secret);
+    engine->scan.secret = engine->secret;
+    return 0;
+}
+
+static void on_disconnected(void *opaque)
+{
+    MshEngine *engine = opaque;
+    engine->scan.secret = NULL;
+}
+
+MshExchangeEvents msh_worker_events(MshEngine *engine)
+{
+    return (MshExchangeEvents){.match = on_match,
+                               .copy_page = on_copy_page,
+                               .connected = on_connected,
+                               .disconnected = on_disconnected,
+                               .opaque = engine};
+}
+
+/*
+ * Section: windows
+ */
+
+static bool may_merge(const MshEngine *engine, bool content)
+{
+    MshMode mode = msh_engine_mode(engine);
+    return engine->has_window && !atomic_load(&engine->is_held) &&
+           mode >= (content ? MSH_MODE_CONTENT : MSH_MODE_ZERO);
+}
+
+static void rest(uint64_t took_ns)
+{
+    uint64_t rest_ns = took_ns > REST_MIN_NS ? took_ns : REST_MIN_NS;
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = (long)(rest_ns % SECOND_NS)},
+                    NULL);
+}
+
+/* Merges as many of the candidates as one window takes; the rest stays for the next. Memory lock. */
+static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size_t count)
+{
+    MshSlot returned[MSH_SCAN_BLOCK_PAGES];
+    size_t returned_count = 0;
+    if (count > MSH_SCAN_BLOCK_PAGES)
+        count = MSH_SCAN_BLOCK_PAGES;
+    bool is_content = candidates->slot != MSH_SLOT_ZERO;
+    int done = may_merge(engine, is_content)
+                   ? msh_window_merge(&engine->window, candidates, count, returned, &returned_count)
+                   : -ECANCELED;
+    if (done == -EIO) {
+        msh_text_set(&engine->texts, &engine->barred_reason, "the userfaultfd was lost");
+        atomic_store(&engine->is_barred, true);
+        msh_window_fini(&engine->window);
+        engine->has_window = false;
+    }
+    if (done < 0) {
+        done = 1;
+        if (is_content)
+            returned[returned_count++] = (MshSlot){candidates->slot};
+    }
+    msh_worker_return_slots(engine, returned, returned_count);
+    return (size_t)done;
+}
+
+static void merge_all(MshEngine *engine, MshCandidates *candidates, bool is_paced)
+{
+    msh_candidates_sort(candidates->items, candidates->count);
+    for (size_t at = 0; at < candidates->count;) {
+        if (is_paced)
+            rest(0);
+        pthread_mutex_lock(&engine->memory_lock);
+        uint64_t start_ns = msh_engine_now_ns();
+        at += merge_some(engine, candidates->items + at, candidates->count - at);
+        uint64_t took_ns = msh_engine_now_ns() - start_ns;
+        pthread_mutex_unlock(&engine->memory_lock);
+        if (is_paced && took_ns > REST_MIN_NS)
+            rest(took_ns - REST_MIN_NS);
+    }
+    candidates->count = 0;
+}
+
+static void *window_main(void *opaque)
+{
+    MshEngine *engine = opaque;
+    MshCandidates mine = {0};
+    pthread_setname_np(pthread_self(), "memshare-window");
+    pthread_mutex_lock(&engine->queue_lock);
+    while (!atomic_load(&engine->is_stopping)) {
+        if (engine->queue.count == 0) {
+            pthread_cond_wait(&engine->queue_filled, &engine->queue_lock);
+            continue;
+        }
+        MshCandidates filled = engine->queue;
+        engine->queue = mine;
+        mine = filled;
+        engine->is_merging = true;
+        pthread_mutex_unlock(&engine->queue_lock);
+        merge_all(engine, &mine, true);
+        pthread_mutex_lock(&engine->queue_lock);
+        engine->is_merging = false;
+        pthread_cond_broadcast(&engine->queue_emptied);
+    }
+    pthread_mutex_unlock(&engine->queue_lock);
+    free(mine.items);
+    return NULL;
+}
+
+/*
+ * Section: passes
+ */
+
+static void count_mappings(MshEngine *engine)
+{
+    uint64_t now_ns = msh_engine_now_ns();
+    if (engine->mappings_counted_ns && now_ns - engine->mappings_counted_ns < RECOUNT_MAPPINGS_NS)
+        return;
+    engine->mappings_counted_ns = now_ns;
+    uint64_t limit = 65530, mappings = 0;
+    FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+    if (file) {
+        unsigned long value;
+        if (fscanf(file, "%lu", &value) == 1)
+            limit = value;
+        fclose(file);
+    }
+    /* The window thread would add to what is being counted. */
+    pthread_mutex_lock(&engine->memory_lock);
+    file = fopen("/proc/self/maps", "re");
+    if (file) {
+        char chunk[65536];
+        size_t got;
+        while ((got = fread(chunk, 1, sizeof chunk, file)) > 0)
+            for (const char *at = chunk; (at = memchr(at, '\n', (size_t)(chunk + got - at))); at++)
+                mappings++;
+        fclose(file);
+        msh_gauge(&engine->counters.mappings, mappings);
+    }
+    msh_gauge(&engine->counters.mappings_limit, limit / 5 * 4); /* I11 */
+    pthread_mutex_unlock(&engine->memory_lock);
+}
+
+/* Closes views that nothing maps and nothing will. */
+static void close_spent_views(MshEngine *engine)
+{
+    pthread_mutex_lock(&engine->memory_lock);
+    pthread_mutex_lock(&engine->queue_lock);
+    bool is_idle = engine->queue.count == 0 && !engine->is_merging && engine->pending.count == 0 &&
+                   engine->returned.count == 0;
+    pthread_mutex_unlock(&engine->queue_lock);
+    for (uint32_t local = 0; is_idle && local < MSH_VIEWS_MAX; local++) {
+        const MshView *view = engine->views.view[local];
+        if (!view || atomic_load(&view->mapped_pages))
+            continue;
+        bool is_current = view->source == engine->views.source;
+        if (is_current && !view->retired)
+            continue;
+        uint32_t segment = view->segment;
+        msh_views_close(&engine->views, local);
+        if (is_current)
+            engine->exchange->verbs->forget(engine->exchange, segment);
+    }
+    pthread_mutex_unlock(&engine->memory_lock);
+}
+
+static void end_pass(MshEngine *engine)
+{
+    uint64_t cost_bytes;
+    flush_returned(engine);
+    close_spent_views(engine);
+    if (engine->exchange->verbs->account(engine->exchange, &cost_bytes))
+        msh_gauge(&engine->counters.store_cost_bytes, cost_bytes);
+    msh_gauge(&engine->counters.pass_end_ns, msh_engine_now_ns());
+    msh_count(&engine->counters.passes, 1);
+}
+
+/* Visits one block, asks about it, and leaves what can be merged in pending. */
+static int scan_block(MshEngine *engine, uint32_t max_pages)
+{
+    MshVisit *visit = &engine->visit;
+    flush_returned(engine);
+    engine->scan.wants_content = msh_engine_mode(engine) == MSH_MODE_CONTENT;
+    pthread_mutex_lock(&engine->memory_lock);
+    int result = msh_scan_visit(&engine->scan, &engine->memory, max_pages, visit);
+    pthread_mutex_unlock(&engine->memory_lock);
+    if (result < 0)
+        return result;
+    for (size_t i = 0; i < visit->candidates; i++)
+        append_candidate(&engine->pending, visit->candidate[i]);
+    if (visit->broken)
+        engine->exchange->verbs->release(engine->exchange, visit->broken_slot, visit->broken);
+    if (visit->sightings && engine->scan.secret)
+        engine->exchange->verbs->sight(engine->exchange, visit->sighting, visit->sightings);
+    return 0;
+}
+
+static bool poll_exchange(MshEngine *engine)
+{
+    bool is_connected = engine->exchange->verbs->poll(engine->exchange);
+    atomic_store(&engine->is_connected, is_connected);
+    atomic_store(&engine->protocol, engine->exchange->protocol);
+    msh_text_set(&engine->texts, &engine->exchange_reason, is_connected ? NULL : engine->exchange->why);
+    return is_connected;
+}
+
+static void release_all(MshEngine *engine)
+{
+    uint32_t frame = 0;
+    while (msh_release_block(engine, &frame))
+        flush_returned(engine);
+    flush_returned(engine);
+}
+
+int msh_worker_pass(MshEngine *engine, MshError *error)
+{
+    uint64_t give_up_ns = msh_engine_now_ns() + CONNECT_PATIENCE_NS;
+    while (!poll_exchange(engine) && !atomic_load(&engine->is_barred) &&
+           msh_engine_now_ns() < give_up_ns)
+        engine->exchange->verbs->wait(engine->exchange, engine->wake_fd, SECOND_NS / 10);
+    if (atomic_load(&engine->is_barred))
+        return msh_error_set(error, -ENOSYS, "%s", msh_text_get(&engine->barred_reason));
+    if (!atomic_load(&engine->is_connected))
+        return msh_error_set(error, -ENOTCONN, "%s", msh_text_get(&engine->exchange_reason));
+
+    if (msh_engine_mode(engine) < MSH_MODE_CONTENT)
+        release_all(engine);
+    count_mappings(engine);
+    msh_scan_restart(&engine->scan);
+    int result = 0;
+    do {
+        result = scan_block(engine, MSH_SCAN_BLOCK_PAGES);
+        merge_all(engine, &engine->pending, false);
+        poll_exchange(engine);
+    } while (result == 0 && !engine->visit.is_pass_end);
+    merge_all(engine, &engine->pending, false);
+    if (result < 0)
+        return msh_error_set(error, result, "page tables cannot be scanned: %s", strerror(-result));
+    end_pass(engine);
+    return 0;
+}
+
+/*
+ * Section: the scan thread
+ */
+
+typedef struct Pacing {
+    MshPace pages, cpu;
+    uint64_t rate, cpu_rate, cpu_spent_ns;
+    uint32_t release_frame;
+    bool is_releasing;
+} Pacing;
+
+static uint64_t thread_cpu_ns(void)
+{
+    struct timespec used;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * SECOND_NS + (uint64_t)used.tv_nsec;
+}
+
+/* How long to wait before pages may be visited; 0: now. */
+static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
+{
+    uint64_t rate = atomic_load(&engine->scan_rate_pages);
+    uint64_t percent = atomic_load(&engine->cpu_limit_percent);
+    uint64_t cpu_rate = percent ? percent * (SECOND_NS / 100) : UINT64_MAX;
+    if (rate != pacing->rate)
+        msh_pace_set_rate(&pacing->pages, pacing->rate = rate, MSH_SCAN_BLOCK_PAGES, now_ns);
+    if (cpu_rate != pacing->cpu_rate)
+        msh_pace_set_rate(&pacing->cpu, pacing->cpu_rate = cpu_rate, SECOND_NS / 100, now_ns);
+    uint64_t cpu_ns = thread_cpu_ns();
+    msh_pace_spend(&pacing->cpu, cpu_ns - pacing->cpu_spent_ns, now_ns);
+    pacing->cpu_spent_ns = cpu_ns;
+    /* A slow rate is served in small steps, so that it is a rate and not a burst now and then. */
+    uint64_t step = rate / 50 < MSH_SCAN_BLOCK_PAGES ? rate / 50 + 1 : MSH_SCAN_BLOCK_PAGES;
+    uint64_t pages_ns = msh_pace_wait_ns(&pacing->pages, step, now_ns);
+    uint64_t cpu_wait_ns = msh_pace_wait_ns(&pacing->cpu, SECOND_NS / 1000, now_ns);
+    return pages_ns > cpu_wait_ns ? pages_ns : cpu_wait_ns;
+}
+
+static void wait_for_room(MshEngine *engine)
+{
+    pthread_mutex_lock(&engine->queue_lock);
+    while (engine->queue.count > QUEUE_FULL && !atomic_load(&engine->is_stopping))
+        pthread_cond_wait(&engine->queue_emptied, &engine->queue_lock);
+    pthread_mutex_unlock(&engine->queue_lock);
+}
+
+/* One step of the scan thread. Work lock. Returns for how long there is nothing to do. */
+static uint64_t step(MshEngine *engine, Pacing *pacing)
+{
+    bool is_connected = poll_exchange(engine);
+    hand_over(engine); /* hints */
+    flush_returned(engine);
+    if (msh_engine_mode(engine) < MSH_MODE_CONTENT && msh_release_is_due(engine)) {
+        if (!msh_release_block(engine, &pacing->release_frame))
+            pacing->release_frame = 0;
+        return SECOND_NS * MSH_SCAN_BLOCK_PAGES / RELEASE_RATE_MIN;
+    }
+    if (msh_engine_mode(engine) == MSH_MODE_OFF || atomic_load(&engine->is_held) || !is_connected)
+        return SECOND_NS / 10;
+    uint64_t now_ns = msh_engine_now_ns();
+    uint64_t wait_ns = pace_ns(engine, pacing, now_ns);
+    if (wait_ns)
+        return wait_ns < SECOND_NS ? wait_ns : SECOND_NS;
+    wait_for_room(engine);
+    count_mappings(engine);
+    uint64_t allowed = msh_pace_available(&pacing->pages, now_ns);
+    uint32_t pages = allowed < MSH_SCAN_BLOCK_PAGES ? (uint32_t)allowed : MSH_SCAN_BLOCK_PAGES;
+    if (scan_block(engine, pages ? pages : 1) < 0)
+        return SECOND_NS;
+    msh_pace_spend(&pacing->pages, engine->visit.scanned_pages, now_ns);
+    hand_over(engine);
+    if (engine->visit.is_pass_end)
+        end_pass(engine);
+    return 0;
+}
+
+static void *scan_main(void *opaque)
+{
+    MshEngine *engine = opaque;
+    Pacing pacing = {0};
+    uint64_t now_ns = msh_engine_now_ns();
+    pthread_setname_np(pthread_self(), "memshare-scan");
+    msh_pace_init(&pacing.pages, 0, MSH_SCAN_BLOCK_PAGES, now_ns);
+    msh_pace_init(&pacing.cpu, 0, SECOND_NS / 100, now_ns);
+    while (!atomic_load(&engine->is_stopping)) {
+        pthread_mutex_lock(&engine->work_lock);
+        uint64_t idle_ns = step(engine, &pacing);
+        if (idle_ns && !atomic_load(&engine->is_stopping))
+            engine->exchange->verbs->wait(engine->exchange, engine->wake_fd, idle_ns);
+        pthread_mutex_unlock(&engine->work_lock);
+        eventfd_t ignored;
+        (void)eventfd_read(engine->wake_fd, &ignored);
+    }
+    return NULL;
+}
+
+int msh_worker_start(MshEngine *engine, MshError *error)
+{
+    /* A signal handler of the host process must not run on a thread that holds a window open. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int result = pthread_create(&engine->window_thread, NULL, window_main, engine);
+    if (result == 0) {
+        result = pthread_create(&engine->scan_thread, NULL, scan_main, engine);
+        if (result) {
+            msh_worker_stop(engine);
+            pthread_join(engine->window_thread, NULL);
+        }
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (result)
+        return msh_error_set(error, -result, "no thread: %s", strerror(result));
+    atomic_store(&engine->is_started, true);
+    return 0;
+}
+
+void msh_worker_stop(MshEngine *engine)
+{
+    atomic_store(&engine->is_stopping, true);
+    (void)eventfd_write(engine->wake_fd, 1);
+    pthread_mutex_lock(&engine->queue_lock);
+    pthread_cond_broadcast(&engine->queue_filled);
+    pthread_cond_broadcast(&engine->queue_emptied);
+    pthread_mutex_unlock(&engine->queue_lock);
+    if (atomic_exchange(&engine->is_started, false)) {
+        pthread_join(engine->scan_thread, NULL);
+        pthread_join(engine->window_thread, NULL);
+    }
+}

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The engine at work: one pass, and the two threads that repeat it. The scan thread visits pages and
+ * asks the exchange, and may be slowed down at will; the window thread does nothing but open windows,
+ * so that a guest never waits for a thread that was put to sleep (I8).
+ */
+#ifndef MSH_WORKER_H
+#define MSH_WORKER_H
+
+#include "engine.h"
+
+/* Work lock. A complete pass on this thread, windows included. */
+int msh_worker_pass(MshEngine *engine, MshError *error);
+
+int msh_worker_start(MshEngine *engine, MshError *error);
+void msh_worker_stop(MshEngine *engine);
+
+/* What the exchange calls. */
+MshExchangeEvents msh_worker_events(MshEngine *engine);
+
+/* Hands slots back to the exchange, in time. Takes the queue lock. */
+void msh_worker_return_slots(MshEngine *engine, const MshSlot *slots, size_t count);
+
+#endif
