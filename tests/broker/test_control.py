@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The control socket."""
+
+import os
+import random
+import socket
+import threading
+
+import pytest
+
+from tests.lib.broker import Broker, Client, Control, page_of, wait_until
+from tests.lib.wire import ReplyOp, RequestOp
+
+UUID = "00000000-0000-0000-0000-000000000001"
+
+
+def test_status_has_everything(broker: Broker, control: Control) -> None:
+    with Client(broker.socket_path()).hello('vm "1"\\'):
+        status = control.do("status")
+    assert (status["version"], status["protocol"], status["pid"]) == (
+        "0.1.0",
+        1,
+        broker.process.pid,
+    )
+    (group,) = status["groups"]
+    assert set(group) == {
+        *("name", "socket", "members", "segments", "store_bytes", "slots_live", "slots_dead"),
+        *("grants", "table_entries", "table_bytes", "sightings", "provides", "rejected_provides"),
+        *("matches", "releases", "bad_releases", "refused_full", "sessions"),
+    }
+    (session,) = group["sessions"]
+    assert set(session) == {"guest", "state", "pid", "uid", "grants", "cost_bytes"}
+    assert session["guest"] == "vm ?1??"
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b"", "not a JSON object"),
+        (b"nonsense", "not a JSON object"),
+        (b"[1]", "not a JSON object"),
+        (b'{"command":"status"', "not a JSON object"),
+        (b'{"command":"status"} {}', "not a JSON object"),
+        (b'{"command":"status"}\0', "not a JSON object"),
+        (b"\xff\xfe", "not a JSON object"),
+        (b"[" * 60000, "not a JSON object"),
+        (b"{}", '"command" must be a string'),
+        (b'{"command":1}', '"command" must be a string'),
+        (b'{"command":"status\\u0000"}', "zero byte"),
+        (b'{"command":"reboot"}', "unknown command"),
+        (b'{"command":"allow"}', '"group" must be a string'),
+        (b'{"command":"group-add","group":"../etc"}', "group name"),
+        (b'{"command":"group-add","group":"default"}', "served already"),
+        (b'{"command":"group-add","group":"control"}', "is the control socket"),
+        (b'{"command":"group-remove","group":"other"}', "no group other"),
+        (b'{"command":"group-remove","group":"default","force":1}', '"force" must be'),
+        (b'{"command":"forget","uuid":"1"}', "uuid must be"),
+        (b'{"command":"forget","uuid":"' + UUID.encode() + b'"}', "was announced"),
+        (b'{"command":"log-level","level":"loud"}', '"level" must be'),
+        (b'{"command":"log-level"}', '"level" must be'),
+    ],
+)
+def test_bad_line_is_answered(control: Control, line: bytes, error: str) -> None:
+    answer = control.send_line(line)
+    assert answer["ok"] is False
+    assert error in answer["error"]
+    control.do("status")
+
+
+@pytest.mark.parametrize("cgroup", ["relative", "", "/a\n0::/b", "/" + "x" * 5000])
+def test_bad_cgroup_is_refused(control: Control, cgroup: str) -> None:
+    answer = control.ask("allow", uuid=UUID, group="default", cgroup=cgroup)
+    assert "cgroup must be" in answer["error"]
+
+
+def test_endless_line_ends_that_connection_only(broker: Broker, control: Control) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as long:
+        long.connect(str(broker.directory / "control.sock"))
+        long.settimeout(20)
+        try:
+            long.sendall(b"x" * 200_000)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        try:
+            assert b"longer than" in long.recv(4096)
+        except ConnectionResetError:
+            pass
+    control.do("status")
+
+
+def test_reader_that_does_not_read_holds_up_nobody(broker: Broker, control: Control) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lazy:
+        lazy.connect(str(broker.directory / "control.sock"))
+        lazy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                lazy.send(b'{"command":"status"}\n' * 100)
+        control.do("status")
+        # Every answer still arrives, whole, once it reads.
+        lazy.settimeout(20)
+        assert lazy.makefile("rb").readline().startswith(b'{"ok":true')
+    control.do("status")
+
+
+def test_random_lines_never_end_the_broker(control: Control) -> None:
+    source = random.Random(2)
+    pieces = [b'"command"', b":", b"{", b"}", b'"allow"', b"[", b"]", b",", b'"group"', b"\\u0000"]
+    for _ in range(500):
+        line = b"".join(source.choices([*pieces, source.randbytes(3)], k=source.randrange(12)))
+        assert "ok" in control.send_line(line.replace(b"\n", b" "))
+
+
+def test_groups_come_and_go(broker: Broker, control: Control) -> None:
+    control.do("group-add", group="more")
+    assert [g["name"] for g in control.do("status")["groups"]] == ["default", "more"]
+    with Client(broker.socket_path("more")).hello() as client:
+        refused = control.ask("group-remove", group="more")
+        assert "has sessions" in refused["error"]
+        client.share(page_of(1), 1)
+        slot = client.share(page_of(1), 2).slot
+        client.take_messages()
+        control.do("group-remove", group="more", force=True)
+        assert client.wait_for_end() == ""
+        assert not broker.socket_path("more").exists()
+        assert os.pread(client.segments[0], 4096, slot * 4096) == page_of(1), "still mapped"
+    control.do("group-add", group="more")
+    with Client(broker.socket_path("more")).hello() as client:
+        assert client.share(page_of(1), 1).op == ReplyOp.NEW
+
+
+def test_log_level_changes_at_once(broker: Broker, control: Control) -> None:
+    control.do("log-level", level="error")
+    control.do("group-add", group="quiet")
+    assert "group_added group=quiet" not in broker.log()
+    control.do("log-level", level="info")
+    control.do("group-add", group="loud")
+    assert "group_added group=loud" in broker.log()
+
+
+def test_status_while_busy(broker: Broker, control: Control) -> None:
+    with Client(broker.socket_path()).hello("busy") as client:
+        stop = threading.Event()
+
+        def hammer() -> None:
+            frame = 0
+            while not stop.is_set():
+                for _ in range(64):
+                    frame += 1
+                    client.push(RequestOp.SIGHT, 1 + frame % 200, frame)
+                client.ring_bell()
+                for _ in range(64):
+                    assert client.answer().op in (ReplyOp.NEW, ReplyOp.PROVIDE)
+
+        thread = threading.Thread(target=hammer)
+        thread.start()
+        try:
+            wait_until(lambda: control.group()["sightings"] > 20_000, "20,000 sightings")
+        finally:
+            stop.set()
+            thread.join()
+        assert control.group()["sessions"][0]["guest"] == "busy"
