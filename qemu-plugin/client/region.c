@@ -162,7 +162,9 @@ int msh_region_new(void *address, size_t length_bytes, MshRegion **ret_region, M
     region->pages = (uint32_t)msh_bytes_to_pages(length_bytes);
     region->state = calloc(region->pages, sizeof *region->state);
     region->word = calloc(region->pages, sizeof *region->word);
-    if (!region->state || !region->word) {
+    region->is_huge =
+        calloc(msh_region_huge_page(region, region->pages - 1) + 1, sizeof *region->is_huge);
+    if (!region->state || !region->word || !region->is_huge) {
         msh_region_free(region);
         return msh_error_set(error, -ENOMEM, "no memory for the page map of %zu bytes",
                              length_bytes);
@@ -178,6 +180,7 @@ MshRegion *msh_region_free(MshRegion *region)
     unclaim_range(region->base);
     free(region->state);
     free(region->word);
+    free(region->is_huge);
     free(region);
     return NULL;
 }

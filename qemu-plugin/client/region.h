@@ -36,6 +36,7 @@ typedef struct MshRegion {
     bool advises_huge; /* the owner asked for huge pages (VmFlags hg): restored on detach */
     bool dont_fork, dont_dump, no_reserve;
     uint8_t *state; /* MshPageState, one a page */
+    bool *is_huge;  /* one a huge page that the range touches: mapped as one at the last visit */
     uint32_t *word; /* PRIVATE: see above; SHARED and BROKEN: the slot, in local numbering */
 } MshRegion;
 
@@ -57,6 +58,13 @@ static inline void *msh_region_address(const MshRegion *region, uint32_t page)
 static inline bool msh_region_is_mapped(const MshRegion *region, uint32_t page)
 {
     return region->state[page] >= MSH_PAGE_SHARED;
+}
+
+/* Which of is_huge a page lies in. */
+static inline uint32_t msh_region_huge_page(const MshRegion *region, uint32_t page)
+{
+    uintptr_t first = (uintptr_t)region->base / MSH_HUGE_PAGE_BYTES;
+    return (uint32_t)((uintptr_t)msh_region_address(region, page) / MSH_HUGE_PAGE_BYTES - first);
 }
 
 /* Mappings (VMAs) that pages [first, end) and their neighbours make inside the region, as the kernel

@@ -63,6 +63,8 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
 {
     if (presence & MSH_PRESENT)
         visit->scanned_pages++;
+    if (presence & MSH_PRESENT_HUGE)
+        region->is_huge[msh_region_huge_page(region, page)] = true;
     if (msh_region_is_mapped(region, page)) {
         visit_mapped(scan, region, page, presence, visit);
         return;

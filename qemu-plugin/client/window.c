@@ -157,6 +157,21 @@ static void touch_slots(const MshView *view, uint32_t slot, size_t pages)
         *(volatile const uint8_t *)msh_view_page(view, (MshSlot){slot + (uint32_t)i});
 }
 
+/* Splitting a huge page takes longer than a window may, so it is done before: the advice, given for a
+ * part of it, makes the kernel split it and marks that one page as less recently used. Zero pages in
+ * it are given back by the split itself. */
+static void split_huge_page(MshRegion *region, uint32_t page, size_t pages)
+{
+    for (uint32_t huge = msh_region_huge_page(region, page);
+         huge <= msh_region_huge_page(region, page + (uint32_t)pages - 1); huge++) {
+        if (!region->is_huge[huge])
+            continue;
+        uint32_t first = msh_region_huge_page(region, page) == huge ? page : page + (uint32_t)pages - 1;
+        madvise(msh_region_address(region, first), MSH_PAGE_BYTES, MADV_COLD);
+        region->is_huge[huge] = false;
+    }
+}
+
 static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candidates, size_t count,
                       MshSlot *returned, size_t *returned_count)
 {
@@ -189,6 +204,7 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
             at++;
             continue;
         }
+        split_huge_page(region, page, fit);
         if (view) {
             msh_view_set_flags(view, region->dont_fork, region->dont_dump);
             touch_slots(view, first->slot, fit);
