@@ -41,7 +41,7 @@ int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
                     const MshViews *views, MshCounters *counters, MshError *error);
 void msh_window_fini(MshWindow *window);
 
-/* Opens one window for as many of the sorted candidates, from the first on, as fit, and closes it.
+/* Opens one window for as many of the candidates (sorted, one a frame), from the first on, as fit, and closes it.
  * Returns how many are done with. Slots that were not mapped after all are written to ret_returned,
  * which has room for count. -EIO: the userfaultfd is lost; no page is, but no window opens again. */
 int msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,

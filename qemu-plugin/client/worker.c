@@ -206,12 +206,17 @@ static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size
 static void merge_all(MshEngine *engine, MshCandidates *candidates, bool is_paced)
 {
     msh_candidates_sort(candidates->items, candidates->count);
-    for (size_t at = 0; at < candidates->count;) {
+    /* A hint and an answer may name the same page: a window that took both would replace it twice. */
+    size_t count = msh_candidates_unique(candidates->items, candidates->count);
+    for (size_t i = count; i < candidates->count; i++)
+        if (candidates->items[i].slot != MSH_SLOT_ZERO)
+            msh_worker_return_slots(engine, &(MshSlot){candidates->items[i].slot}, 1);
+    for (size_t at = 0; at < count;) {
         if (is_paced)
             rest(0);
         pthread_mutex_lock(&engine->memory_lock);
         uint64_t start_ns = msh_engine_now_ns();
-        at += merge_some(engine, candidates->items + at, candidates->count - at);
+        at += merge_some(engine, candidates->items + at, count - at);
         uint64_t took_ns = msh_engine_now_ns() - start_ns;
         pthread_mutex_unlock(&engine->memory_lock);
         if (is_paced && took_ns > REST_MIN_NS)

@@ -31,6 +31,24 @@ static bool follows(const MshCandidate *left, const MshCandidate *right)
     return right->slot == left->slot + 1 && right->slot % MSH_SEGMENT_SLOTS != 0;
 }
 
+size_t msh_candidates_unique(MshCandidate *candidates, size_t count)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < count; i++) {
+        MshCandidate next = candidates[i];
+        if (kept && candidates[kept - 1].frame == next.frame) {
+            if (kept > 1 && follows(&candidates[kept - 2], &next)) {
+                candidates[i] = candidates[kept - 1];
+                candidates[kept - 1] = next;
+            }
+            continue;
+        }
+        candidates[i] = candidates[kept];
+        candidates[kept++] = next;
+    }
+    return kept;
+}
+
 size_t msh_run_length(const MshCandidate *candidates, size_t count, size_t max)
 {
     size_t length = 1;

@@ -21,6 +21,10 @@ typedef struct MshCandidate {
 /* By frame; candidates of one frame by slot. */
 void msh_candidates_sort(MshCandidate *candidates, size_t count);
 
+/* Of sorted candidates, leaves one for each frame, the one that goes on with the run before it if there
+ * is one, and moves the others behind them. Returns how many are left. */
+size_t msh_candidates_unique(MshCandidate *candidates, size_t count);
+
 /* How many of the count (at least 1) candidates, from the first on, make one run of at most max. */
 size_t msh_run_length(const MshCandidate *candidates, size_t count, size_t max);
 
