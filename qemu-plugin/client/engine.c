@@ -105,8 +105,10 @@ MshEngine *msh_engine_free(MshEngine *engine)
         return NULL;
     msh_engine_detach(engine, NULL);
     msh_worker_stop(engine);
-    if (engine->exchange)
+    if (engine->exchange) {
+        msh_worker_flush(engine);
         engine->exchange->verbs->free(engine->exchange);
+    }
     msh_window_fini(&engine->window);
     if (engine->has_rebuild)
         msh_rebuild_fini(&engine->rebuild);
@@ -140,6 +142,7 @@ int msh_engine_detach(MshEngine *engine, MshError *error)
     uint32_t frame = 0;
     while (msh_release_block(engine, &frame))
         ;
+    msh_worker_flush(engine);
     return 0;
 }
 

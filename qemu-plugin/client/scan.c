@@ -58,6 +58,14 @@ static void visit_present(MshScan *scan, MshRegion *region, uint32_t page, MshVi
     }
 }
 
+/* Somebody wrote to it since. */
+static void refill_hole(MshScan *scan, MshRegion *region, uint32_t page)
+{
+    region->state[page] = MSH_PAGE_PRIVATE;
+    region->word[page] = MSH_WORD_UNKNOWN;
+    msh_uncount(&scan->counters->zero_pages, 1);
+}
+
 static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t presence,
                        MshVisit *visit)
 {
@@ -70,6 +78,8 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
         return;
     }
     if (!(presence & MSH_PRESENT)) {
+        if ((presence & MSH_SWAPPED) && region->state[page] == MSH_PAGE_HOLE)
+            refill_hole(scan, region, page);
         if (region->state[page] == MSH_PAGE_PRIVATE)
             region->word[page] = MSH_WORD_UNKNOWN;
         return; /* I9 */
@@ -85,11 +95,8 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
         }
         return;
     }
-    if (region->state[page] == MSH_PAGE_HOLE) {
-        region->state[page] = MSH_PAGE_PRIVATE;
-        region->word[page] = MSH_WORD_UNKNOWN;
-        msh_uncount(&scan->counters->zero_pages, 1);
-    }
+    if (region->state[page] == MSH_PAGE_HOLE)
+        refill_hole(scan, region, page);
     visit_present(scan, region, page, visit);
 }
 

@@ -75,6 +75,14 @@ static void flush_returned(MshEngine *engine)
     free(returned.items);
 }
 
+void msh_worker_flush(MshEngine *engine)
+{
+    if (pthread_mutex_trylock(&engine->work_lock))
+        return;
+    flush_returned(engine);
+    pthread_mutex_unlock(&engine->work_lock);
+}
+
 static void hand_over(MshEngine *engine)
 {
     if (engine->pending.count == 0)
