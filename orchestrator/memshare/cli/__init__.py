@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The `memshare` command. Each verb's module is imported only when that verb is used."""
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from memshare.errors import MemshareError
+
+VERBS = {"status": "what each guest shares and saves"}
+
+
+class LazyGroup(click.Group):
+    """A group whose verbs live in modules of their own, named like the verb."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module and return its command."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"memshare.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="memshare", prog_name="memshare")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+def root(*, debug: bool) -> None:  # run() looks at --debug itself
+    """Share equal memory pages between the guests of this host."""
+
+
+def run(command: click.Command, arguments: Sequence[str], name: str) -> NoReturn:
+    """Run a command and exit; an error is one line, a hint and the exit code of its kind."""
+    try:
+        code = command.main(args=list(arguments), prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        fail(error.format_message(), f"{name} --help", error.exit_code)
+    except (click.Abort, KeyboardInterrupt, asyncio.CancelledError):
+        fail("interrupted", None, 130)
+    except Exception as caught:
+        first = first_of(caught)
+        if "--debug" in arguments or not isinstance(first, MemshareError):
+            raise
+        fail(str(first), first.hint, first.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, hint: str | None, code: int) -> NoReturn:
+    """Print the two lines and exit."""
+    click.echo(f"error: {message[:1].lower()}{message[1:].removesuffix('.')}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+    sys.exit(code)
+
+
+def first_of(error: Exception) -> Exception:
+    """Return the first of the errors that a TaskGroup gathered."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def main() -> NoReturn:
+    """Run `memshare`."""
+    run(root, sys.argv[1:], "memshare")

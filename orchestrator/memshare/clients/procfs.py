@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel says about memory: /proc, and KSM's settings in /sys. Sizes in bytes.
+
+Functions named `parse_*` are pure; the others read the file and call them.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+PROC = Path("/proc")
+KSM = Path("/sys/kernel/mm/ksm")
+KSM_SETTINGS = (
+    "run",
+    "pages_to_scan",
+    "sleep_millisecs",
+    "use_zero_pages",
+    "smart_scan",
+    "advisor_mode",
+)
+
+
+class Mapping(NamedTuple):
+    """One line of /proc/PID/maps. inode is 0 for anonymous memory."""
+
+    start: int
+    end: int
+    permissions: str
+    offset_bytes: int
+    device: str
+    inode: int
+    path: str
+
+    @property
+    def length_bytes(self) -> int:
+        """How many bytes of addresses it covers."""
+        return self.end - self.start
+
+
+def parse_mapping(line: str) -> Mapping:
+    """Parse the line that /proc/PID/maps and smaps share."""
+    fields = line.split(None, 5)
+    start, _, end = fields[0].partition("-")
+    return Mapping(
+        start=int(start, 16),
+        end=int(end, 16),
+        permissions=fields[1],
+        offset_bytes=int(fields[2], 16),
+        device=fields[3],
+        inode=int(fields[4]),
+        path=fields[5].strip() if len(fields) > 5 else "",
+    )
+
+
+def parse_kb_lines(lines: Iterable[str]) -> dict[str, int]:
+    """Parse `Name: 12 kB` lines into bytes; other lines are left out."""
+    values = {}
+    for line in lines:
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if len(words) == 2 and words[1] == "kB":
+            values[name] = int(words[0]) * 1024
+    return values
+
+
+def parse_smaps(lines: Iterable[str]) -> Iterator[tuple[Mapping, dict[str, int]]]:
+    """Yield each mapping with its figures in bytes."""
+    mapping = None
+    figures: dict[str, int] = {}
+    for line in lines:
+        first = line.split(None, 1)[0]
+        if first[-1] == ":":
+            name, _, rest = line.partition(":")
+            words = rest.split()
+            if words[-1:] == ["kB"]:
+                figures[name] = int(words[0]) * 1024
+        else:
+            if mapping is not None:
+                yield mapping, figures
+            mapping, figures = parse_mapping(line), {}
+    if mapping is not None:
+        yield mapping, figures
+
+
+def parse_slabinfo(lines: Iterable[str]) -> dict[str, int]:
+    """Bytes in live objects of each slab cache."""
+    values = {}
+    for line in lines:
+        fields = line.split()
+        if len(fields) > 4 and fields[1].isdigit():
+            values[fields[0]] = int(fields[1]) * int(fields[3])
+    return values
+
+
+def mappings(pid: int) -> list[Mapping]:
+    """All mappings of a process."""
+    with (PROC / str(pid) / "maps").open() as file:
+        return [parse_mapping(line) for line in file]
+
+
+def smaps(pid: int) -> list[tuple[Mapping, dict[str, int]]]:
+    """All mappings of a process with their figures."""
+    with (PROC / str(pid) / "smaps").open() as file:
+        return list(parse_smaps(file))
+
+
+def smaps_rollup(pid: int) -> dict[str, int]:
+    """Sums over a process: `Pss`, `Pss_Anon`, `Rss`, ..."""
+    return parse_kb_lines((PROC / str(pid) / "smaps_rollup").read_text().splitlines())
+
+
+def status(pid: int) -> dict[str, int]:
+    """The byte figures of /proc/PID/status: `VmPTE`, `VmRSS`, ..."""
+    return parse_kb_lines((PROC / str(pid) / "status").read_text().splitlines())
+
+
+def meminfo() -> dict[str, int]:
+    """The host's memory, by the names of /proc/meminfo."""
+    return parse_kb_lines((PROC / "meminfo").read_text().splitlines())
+
+
+def slab_bytes(caches: Iterable[str]) -> int:
+    """Bytes in live objects of the named caches; those merged into another cache count as none."""
+    with (PROC / "slabinfo").open() as file:
+        live = parse_slabinfo(file)
+    return sum(live.get(name, 0) for name in caches)
+
+
+def threads(pid: int) -> int:
+    """How many threads a process has."""
+    return len(os.listdir(PROC / str(pid) / "task"))
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process used, with all its threads."""
+    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def allocated_bytes(pid: int, mapping: Mapping) -> int:
+    """Bytes that the file behind a mapping holds, whether any page table shows them or not."""
+    link = PROC / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
+    return os.stat(link).st_blocks * 512
+
+
+def ksm_settings() -> dict[str, str]:
+    """KSM's knobs as they are; a choice such as `[none] scan-time` by what is chosen."""
+    settings = {}
+    for name in KSM_SETTINGS:
+        path = KSM / name
+        if path.exists():
+            text = path.read_text().strip()
+            chosen = [word[1:-1] for word in text.split() if word.startswith("[")]
+            settings[name] = chosen[0] if chosen else text
+    return settings
+
+
+@contextmanager
+def preserved_ksm() -> Iterator[None]:
+    """Put KSM's knobs back as they were, on every way out."""
+    before = ksm_settings()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if name != "run":
+                (KSM / name).write_text(value)
+        if "run" in before:
+            (KSM / "run").write_text(before["run"])

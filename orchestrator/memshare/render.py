@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One list of records to a table, JSON or CSV. The only place with human units.
+
+Tables are for people: they may change and they round. JSON and CSV are for programs: exact integers,
+the unit in each key, and `schema` in JSON says when a key's meaning changed.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple, TextIO
+
+SCHEMA = 1
+
+Value = int | float | str | list[int] | None
+Record = Mapping[str, Value]
+
+
+class Format(StrEnum):
+    """What a reading command can print."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+class Unit(StrEnum):
+    """How a table shows a value."""
+
+    TEXT = "text"
+    COUNT = "count"
+    BYTES = "bytes"
+    PAGES = "pages"
+    NANOSECONDS = "nanoseconds"
+
+
+class Column(NamedTuple):
+    """A key of the records, its heading, and how a table shows it."""
+
+    key: str
+    title: str
+    unit: Unit = Unit.TEXT
+
+
+def human_bytes(value: int) -> str:
+    """Bytes with a binary prefix and at least two significant digits: `0 B`, `1.5 MiB`, `256 MiB`."""
+    amount = float(abs(value))
+    sign = "-" if value < 0 else ""
+    for prefix in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            digits = 0 if prefix == "B" or amount >= 99.95 else 1
+            return f"{sign}{amount:.{digits}f} {prefix}"
+        amount /= 1024
+    return f"{sign}{amount:.1f} TiB"
+
+
+def human(value: Value, unit: Unit) -> str:
+    """Return what a table shows; an absent value is a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value or "-"
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    if unit is Unit.BYTES:
+        return human_bytes(int(value))
+    if unit is Unit.PAGES:
+        return human_bytes(int(value) * 4096)
+    if unit is Unit.NANOSECONDS:
+        return f"{value / 1e9:.2f} s"
+    return str(value)
+
+
+def render(
+    name: str,
+    columns: Sequence[Column],
+    records: Sequence[Record],
+    form: Format,
+    file: TextIO,
+) -> None:
+    """Print the records. Tables show the columns; JSON and CSV hold every key.
+
+    name is the key of the list in JSON, for instance `domains`.
+    """
+    if form is Format.JSON:
+        json.dump({"schema": SCHEMA, name: [dict(record) for record in records]}, file, indent=2)
+        file.write("\n")
+    elif form is Format.CSV:
+        keys = list(dict.fromkeys(key for record in records for key in record))
+        writer = csv.DictWriter(file, keys or [column.key for column in columns], restval="")
+        writer.writeheader()
+        writer.writerows(
+            {
+                key: human(value, Unit.COUNT) if isinstance(value, list) else value
+                for key, value in record.items()
+            }
+            for record in records
+        )
+    else:
+        render_table(columns, records, file)
+
+
+def render_table(columns: Sequence[Column], records: Sequence[Record], file: TextIO) -> None:
+    """Print a table as wide as its contents, so that lines never wrap when piped."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column.title, justify="left" if column.unit is Unit.TEXT else "right", no_wrap=True
+        )
+    for record in records:
+        table.add_row(*(human(record.get(column.key), column.unit) for column in columns))
+    # Names and reasons are data: no markup, no emoji.
+    width = None if file.isatty() else 1000
+    console = Console(file=file, width=width, markup=False, emoji=False)
+    console.print(table)
