@@ -9,7 +9,7 @@ root=$1
 # the tools that they would pull in.
 kernel=$(chroot "$root" apt-cache depends linux-image-cloud-amd64 |
     awk '/Depends: linux-image-/ { print $2; exit }')
-chroot "$root" sh -c "cd /var/cache && apt-get -qq download $kernel"
+chroot "$root" sh -c "cd /var/cache && apt-get -qq -o APT::Sandbox::User=root download $kernel"
 mkdir -p "$BOOT/kernel"
 dpkg-deb -x "$root"/var/cache/"$kernel"_*.deb "$BOOT/kernel"
 rm "$root"/var/cache/"$kernel"_*.deb
