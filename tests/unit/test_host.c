@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "unit.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "host.h"
+
+static void test_only_file_systems_known_to_pin_are_allowed(void **state)
+{
+    (void)state;
+    static const unsigned long known[] = {0xef53, 0x58465342, 0x9123683e, 0x01021994, 0x65735546};
+    static const unsigned long unknown[] = {
+        0x6969,     /* NFS */
+        0x00c36400, /* Ceph */
+        0x01021997, /* 9p */
+        0xfe534d42, /* SMB */
+        0x794c7630, /* overlay: whatever is below it */
+        0,
+        ~0ul,
+    };
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+        assert_true(msh_host_direct_io_pins(known[i]));
+    for (size_t i = 0; i < sizeof(unknown) / sizeof(unknown[0]); i++)
+        assert_false(msh_host_direct_io_pins(unknown[i]));
+}
+
+static void test_locked_memory_is_read_from_its_own_line(void **state)
+{
+    (void)state;
+    assert_int_equal(msh_host_locked_kb("Name:\tVmLck:\nVmPeak:\t 9 kB\nVmLck:\t    4096 kB\n"), 4096);
+    assert_int_equal(msh_host_locked_kb("Name:\tqemu\nVmLck:\t       0 kB\nVmPin:\t 7 kB\n"), 0);
+    assert_int_equal(msh_host_locked_kb("Name:\tkthread\n"), 0);
+}
+
+static void test_a_plain_process_has_nothing_in_the_way(void **state)
+{
+    (void)state;
+    MshHostFacts facts;
+    assert_int_equal(msh_host_facts(&facts, NULL), 0);
+    assert_false(facts.locked);
+    assert_false(facts.vhost_scsi);
+    assert_string_equal(facts.unpinned_io, "");
+}
+
+static void test_locked_memory_of_more_than_a_pool_of_keys_is_seen(void **state)
+{
+    (void)state;
+    MshHostFacts facts;
+    size_t length_bytes = 2u << 20;
+    void *memory = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(memory, MAP_FAILED);
+    assert_int_equal(mlock(memory, 64u << 10), 0);
+    assert_int_equal(msh_host_facts(&facts, NULL), 0);
+    assert_false(facts.locked);
+    assert_int_equal(mlock(memory, length_bytes), 0);
+    assert_int_equal(msh_host_facts(&facts, NULL), 0);
+    assert_true(facts.locked);
+    munmap(memory, length_bytes);
+}
+
+/* O_DIRECT on a pipe means packets, not I/O. */
+static void test_a_packet_pipe_is_no_direct_io(void **state)
+{
+    (void)state;
+    MshHostFacts facts;
+    int ends[2];
+    assert_int_equal(pipe2(ends, O_DIRECT | O_CLOEXEC), 0);
+    assert_int_equal(msh_host_facts(&facts, NULL), 0);
+    assert_string_equal(facts.unpinned_io, "");
+    close(ends[0]);
+    close(ends[1]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_only_file_systems_known_to_pin_are_allowed),
+        cmocka_unit_test(test_locked_memory_is_read_from_its_own_line),
+        cmocka_unit_test(test_a_plain_process_has_nothing_in_the_way),
+        cmocka_unit_test(test_locked_memory_of_more_than_a_pool_of_keys_is_seen),
+        cmocka_unit_test(test_a_packet_pipe_is_no_direct_io),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
