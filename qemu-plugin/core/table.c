@@ -14,7 +14,7 @@ typedef struct Entry {
     uint32_t number; /* frame or slot */
     uint16_t member;
     uint8_t is_slot;
-    uint8_t seen; /* since the last sweep; sightings only */
+    uint8_t epoch; /* of the last look at it; sightings only */
 } Entry;
 
 static_assert(sizeof(Entry) == 16, "the table's promise");
@@ -24,10 +24,12 @@ enum { FIRST_CAPACITY_BITS = 10 };
 struct MshTable {
     Entry *entries;
     uint32_t capacity_bits;
-    uint64_t used;
+    uint64_t used, slots;
     uint64_t limit;
     uint64_t multiplier;
-    uint64_t sightings; /* since the last sweep */
+    uint64_t looks;       /* at pages without a slot, in this epoch */
+    uint64_t swept_looks; /* the same, since the last sweep */
+    uint8_t epoch, swept_epoch;
 };
 
 static uint64_t capacity(const MshTable *table)
@@ -88,6 +90,7 @@ static void remove_at(MshTable *table, uint64_t index)
     uint64_t mask = capacity(table) - 1;
     uint64_t hole = index;
 
+    table->slots -= table->entries[index].is_slot;
     for (uint64_t i = next(table, hole); table->entries[i].hash != 0; i = next(table, i)) {
         uint64_t wanted = home(table, table->entries[i].hash);
         if (((i - wanted) & mask) >= ((i - hole) & mask)) { /* the hole is on its way from home */
@@ -116,12 +119,11 @@ static void sweep(MshTable *table, bool (*drop)(Entry *entry, const void *what),
     }
 }
 
-static bool drop_unseen(Entry *entry, const void *unused)
+/* Epochs are counted modulo 256: what is dropped late for that was no use, and does no harm. */
+static bool drop_aged(Entry *entry, const void *of)
 {
-    (void)unused;
-    bool seen = entry->is_slot || entry->seen;
-    entry->seen = 0;
-    return !seen;
+    const MshTable *table = of;
+    return !entry->is_slot && (uint8_t)(table->epoch - entry->epoch) > 1;
 }
 
 typedef struct Gone {
@@ -170,19 +172,34 @@ static bool grow(MshTable *table)
     return true;
 }
 
-/* Room for one more entry, by ageing, then by growing. */
+/* An epoch is one and a half times as many looks as there are sightings: all members' pages came by
+ * in it, if they are still what they were. A pass over pages all new has only as many looks as
+ * sightings, and so stays within one. */
+static void count_look(MshTable *table)
+{
+    uint64_t sightings = table->used - table->slots;
+    table->swept_looks++;
+    if (++table->looks > sightings + sightings / 2) {
+        table->epoch++;
+        table->looks = 0;
+    }
+}
+
+/* Room for one more entry, by ageing, then by growing. Growing at 5/8, not 1/2, as what came since
+ * the last sweep stays: it alone could fill half of the larger table again, and so on for ever. */
 static bool make_room(MshTable *table)
 {
     uint64_t soft_limit = capacity(table) / 4 * 3;
     if (table->used < soft_limit && table->used < table->limit)
         return true;
-    if (table->sightings >= 2 * table->used) {
-        sweep(table, drop_unseen, NULL);
-        table->sightings = 0;
+    if (table->epoch != table->swept_epoch && table->swept_looks >= table->used) {
+        sweep(table, drop_aged, table);
+        table->swept_epoch = table->epoch;
+        table->swept_looks = 0;
     }
     if (table->used >= table->limit)
         return false;
-    if (table->used <= capacity(table) / 2 || grow(table))
+    if (table->used <= capacity(table) / 8 * 5 || grow(table))
         return true;
     return table->used < soft_limit; /* no memory, but the sweep made a little room */
 }
@@ -191,14 +208,14 @@ MshFinding msh_table_sight(MshTable *table, uint64_t hash, MshSighter sighting, 
 {
     if (hash == 0)
         return MSH_FINDING_FULL;
-    table->sightings++;
     Entry *entry = &table->entries[probe(table, hash)];
     if (entry->hash == hash && entry->is_slot) {
         ret_found->slot = (MshSlot){entry->number};
         return MSH_FINDING_SLOT;
     }
+    count_look(table);
     if (entry->hash == hash) {
-        entry->seen = 1;
+        entry->epoch = table->epoch;
         if (entry->member == sighting.member && entry->number == sighting.frame.number)
             return MSH_FINDING_REPEAT;
         ret_found->first = (MshSighter){entry->member, msh_frame(entry->number)};
@@ -210,7 +227,7 @@ MshFinding msh_table_sight(MshTable *table, uint64_t hash, MshSighter sighting, 
         .hash = hash,
         .number = sighting.frame.number,
         .member = sighting.member,
-        .seen = 1,
+        .epoch = table->epoch,
     };
     table->used++;
     return MSH_FINDING_NONE;
@@ -234,7 +251,10 @@ static int rewrite(MshTable *table, uint64_t hash, Entry value)
     Entry *entry = &table->entries[probe(table, hash)];
     if (entry->hash == 0)
         return -ENOENT;
+    table->slots += value.is_slot;
+    table->slots -= entry->is_slot;
     value.hash = hash;
+    value.epoch = table->epoch;
     *entry = value;
     return 0;
 }
@@ -242,7 +262,7 @@ static int rewrite(MshTable *table, uint64_t hash, Entry value)
 int msh_table_set_sighting(MshTable *table, uint64_t hash, MshSighter sighting)
 {
     return rewrite(table, hash,
-                   (Entry){.number = sighting.frame.number, .member = sighting.member, .seen = 1});
+                   (Entry){.number = sighting.frame.number, .member = sighting.member});
 }
 
 int msh_table_set_slot(MshTable *table, uint64_t hash, MshSlot slot)

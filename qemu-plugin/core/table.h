@@ -4,10 +4,10 @@
  *
  * What holds:
  *   - 16 bytes an entry, one entry a hash, open addressing; hash 0 is no hash and never in it.
- *   - A slot stays until it is dropped with its segment. Sightings age: a sweep drops those not
- * seen since the sweep before (second chance). A sweep runs only when the table wants to grow *and*
- * there were twice as many sightings as entries since the last: every page had its chance to come
- * by again, and a sweep's cost spreads over many sightings, whoever sends them.
+ *   - A slot stays until it is dropped with its segment. Sightings age: when the table wants to
+ * grow, a sweep first drops those of pages that did not come by again while every page had its
+ * chance to, in one whole epoch (second chance). Sweeps are rarer than looks at the table by the
+ * number of its entries, so that their cost spreads, whatever members send.
  *   - Positions depend on a seed that members do not know: they send hashes of their own choice,
  * and could otherwise make every look-up walk the whole table.
  *
