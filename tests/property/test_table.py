@@ -42,6 +42,7 @@ class Table(RuleBasedStateMachine):
 
     @rule(hash=hashes, member=members, frame=frames)
     def sight(self, hash: int, member: int, frame: int) -> None:
+        self.may_age = self.may_age or len(self.model) >= AGEING_ENTRIES
         finding = lib.msh_table_sight(self.table, hash, (member, (frame,)), self.found)
         known = self.model.get(hash)
         if finding == NONE:
@@ -89,7 +90,6 @@ class Table(RuleBasedStateMachine):
 
     @invariant()
     def tells_what_the_model_knows(self) -> None:
-        self.may_age = self.may_age or len(self.model) >= AGEING_ENTRIES
         for hash, known in list(self.model.items()):
             finding = lib.msh_table_find(self.table, hash, self.found)
             if finding == NONE:
