@@ -74,10 +74,12 @@ def overhead_bytes(before: Cost, now: Cost, engine_tables_bytes: int, guests: in
     )
 
 
-def memory_used_bytes(now: Cost, store: Store, overhead: int) -> int:
-    """Memory behind all guests' RAM: their PSS, the rest of the store, and the overhead. Pure.
+def memory_used_bytes(now: Cost, store: Store) -> int:
+    """Memory behind all guests' RAM by PSS: theirs, and the rest of the store. Pure.
 
-    Pages of the store that only the broker maps are in its PSS; pages that nobody maps are in no PSS.
+    A page of the store is split among all its mappings, those of the broker and of the engines' views
+    of the store too, so these are added; pages that nobody maps are in no PSS. The sum is that of
+    distinct frames, reckoned another way.
     """
     unmapped = store.allocated_bytes - store.mapped_bytes
-    return now.ram_pss_bytes + store.broker_pss_bytes + unmapped + overhead
+    return now.ram_pss_bytes + store.views_pss_bytes + unmapped

@@ -145,13 +145,16 @@ async def measure(fleet: Fleet, memories: Sequence[oracle.GuestMemory], *, settl
             await tell(fleet.guests, scan_rate=0)
             await at_rest(fleet.guests)
         reckoning, store = oracle.reckon_now(memories, fleet.broker_pid)
-        return Measure(
+        found = Measure(
             reckoning=reckoning,
             store=store,
             cost=read_cost(memories, fleet.broker_pid, store),
             stats=await read_stats(fleet.guests),
             broker_cpu_seconds=procfs.cpu_seconds(fleet.broker_pid),
         )
+        if problem := disagreement(found):
+            raise MeasurementError(problem)
+        return found
     finally:
         if settle:
             await tell(fleet.guests, scan_rate=SCAN_RATE_PAGES)
@@ -295,7 +298,7 @@ def make_result(before: Measure, now: Measure, integrity: str) -> Result:
         before.cost, now.cost, sum(stats.overhead_bytes for stats in before.stats), guests
     )
     used_before = before.cost.ram_pss_bytes
-    used = memory_used_bytes(now.cost, now.store, overhead)
+    used = memory_used_bytes(now.cost, now.store) + overhead
     return Result(
         guests=guests,
         ram_given_bytes=ram_given,
@@ -311,6 +314,15 @@ def make_result(before: Measure, now: Measure, integrity: str) -> Result:
         scan_cpu_seconds=round(now.scan_cpu_seconds, 2),
         integrity=integrity,
     )
+
+
+def disagreement(measure: Measure) -> str | None:
+    """Tell when PSS and page frames give different sums for what is behind guests' RAM. Pure."""
+    used = memory_used_bytes(measure.cost, measure.store)
+    frames = measure.reckoning.frames * oracle.PAGE_BYTES
+    if abs(used - frames) > IDENTITY_RATIO_BAR * frames:
+        return f"by PSS {used} bytes are behind guests' RAM, by page frames {frames}"
+    return None
 
 
 def misses(result: Result) -> list[str]:

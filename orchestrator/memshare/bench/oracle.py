@@ -56,7 +56,8 @@ class Store(NamedTuple):
 
     allocated_bytes: int
     mapped_bytes: int  # of these, distinct pages in somebody's page table
-    broker_pss_bytes: int  # the broker's part of the mapped ones
+    views_pss_bytes: int  # the part of the mapped ones that falls on mappings beside guests' RAM
+    broker_pss_bytes: int  # the broker's part of that
 
 
 class Reckoning(NamedTuple):
@@ -201,28 +202,36 @@ def runs(flags: Flags, longest: int = 4096) -> list[tuple[int, int]]:
 def read_store(
     guests: Sequence[GuestMemory], tables: Sequence[PageTable], broker_pid: int
 ) -> Store:
-    """Find the store's files through all their mappings, and what they hold."""
+    """Find the store's files through all their mappings, and what they hold.
+
+    A guest maps the store in its RAM and, for the engine to compare with, beside it; the broker maps
+    every segment that is not retired.
+    """
     allocated: dict[tuple[str, int], int] = {}
-    for guest in guests:
-        for mapping in procfs.mappings(guest.pid):
+    views: list[tuple[int, procfs.Mapping, int]] = []
+    for pid, ram in [*((guest.pid, guest) for guest in guests), (broker_pid, None)]:
+        for mapping, figures in procfs.smaps(pid):
+            in_ram = ram is not None and ram.contains(mapping)
+            is_segment = (
+                mapping.path.startswith("/memfd:") and mapping.length_bytes == SEGMENT_BYTES
+            )
             key = (mapping.device, mapping.inode)
-            if mapping.inode and guest.contains(mapping) and key not in allocated:
-                allocated[key] = procfs.allocated_bytes(guest.pid, mapping)
+            if mapping.inode and (in_ram or is_segment) and key not in allocated:
+                allocated[key] = procfs.allocated_bytes(pid, mapping)
+            if mapping.inode and not in_ram:
+                views.append((pid, mapping, figures["Pss"]))
+    views = [view for view in views if (view[1].device, view[1].inode) in allocated]
     frames = [table.frame[table.store & ~table.anonymous] for table in tables]
-    broker_pss_bytes = 0
-    for mapping, figures in procfs.smaps(broker_pid):
-        key = (mapping.device, mapping.inode)
-        is_segment = mapping.path.startswith("/memfd:") and mapping.length_bytes == SEGMENT_BYTES
-        if key in allocated or is_segment:
-            allocated[key] = procfs.allocated_bytes(broker_pid, mapping)
-            pagemap = read_pagemap(broker_pid, mapping.start, mapping.end)
-            frames.append(np.where(pagemap & PAGEMAP_PRESENT, pagemap & PAGEMAP_FRAME, 0))
-            broker_pss_bytes += figures["Pss"]
+    for pid, mapping, _ in views:
+        pagemap = read_pagemap(pid, mapping.start, mapping.end)
+        of_file = (pagemap & PAGEMAP_PRESENT != 0) & (pagemap & PAGEMAP_FILE != 0)
+        frames.append(pagemap[of_file] & PAGEMAP_FRAME)
     mapped = np.unique(np.concatenate(frames))
     return Store(
         allocated_bytes=sum(allocated.values()),
         mapped_bytes=int((mapped != 0).sum()) * PAGE_BYTES,
-        broker_pss_bytes=broker_pss_bytes,
+        views_pss_bytes=sum(pss for _, _, pss in views),
+        broker_pss_bytes=sum(pss for pid, _, pss in views if pid == broker_pid),
     )
 
 
