@@ -4,7 +4,6 @@
 from collections.abc import Iterator
 
 import pytest
-
 from tests.lib.broker import Broker, Control
 
 

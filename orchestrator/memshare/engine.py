@@ -79,7 +79,9 @@ class Engine:
                 "mode": _mode(mode),
                 "scan_rate_pages": scan_rate,
                 "cpu_limit_percent": cpu_limit,
-                "nothing_pinned": ffi.addressof(lib, "never_pinned") if nothing_pinned else ffi.NULL,
+                "nothing_pinned": ffi.addressof(lib, "never_pinned")
+                if nothing_pinned
+                else ffi.NULL,
             },
         )
         holder, error = ffi.new("MshEngine **"), ffi.new("MshError *")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.lib.broker import NOBODY, Broker, Client, RefusedError, RemoteClient, unified_cgroup
 
 UUID = str(uuid.UUID(int=1))

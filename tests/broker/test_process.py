@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from tests.lib.broker import Broker, Client, memshared_path, page_of
 from tests.lib.wire import ReplyOp
 

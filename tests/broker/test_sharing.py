@@ -8,7 +8,6 @@ import os
 from collections import Counter
 
 import pytest
-
 from tests.lib import wire
 from tests.lib.broker import (
     NOBODY,

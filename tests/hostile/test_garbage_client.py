@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from tests.lib import wire
 from tests.lib.broker import (
     Broker,

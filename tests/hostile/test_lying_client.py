@@ -5,7 +5,6 @@ import multiprocessing
 import time
 
 import pytest
-
 from tests.lib import wire
 from tests.lib.broker import DEADLINE_SECONDS, Broker, Client, Control, build_directory, page_of
 from tests.lib.wire import ReplyOp

@@ -407,7 +407,7 @@ def _serve_calls(pipe: Connection, path: Path, user: int | None, cgroup: Path | 
             else:
                 result = getattr(clients[-1], method)(*arguments)
             pipe.send((True, None if isinstance(result, Client) else result))
-        except Exception as error:  # noqa: BLE001 - raised again over there
+        except Exception as error:
             pipe.send((False, error))
 
 

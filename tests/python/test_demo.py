@@ -3,12 +3,12 @@
 
 import msgspec
 import pytest
-from samples import stats
 
 from memshare.bench.cost import KERNEL_STACK_BYTES, Cost, memory_used_bytes, overhead_bytes
 from memshare.bench.demo import Measure, Result, disagreement, make_result, misses
 from memshare.bench.oracle import PAGE_BYTES, Reckoning, Store
 from memshare.model import PageStats
+from samples import stats
 
 ISSUE_KEYS = [
     "guests",
