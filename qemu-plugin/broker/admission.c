@@ -220,15 +220,15 @@ void msh_admission_forget_group(MshAdmission *admission, const char *group)
     }
 }
 
-/* Equal to the announced one, or below it: libvirt puts QEMU into children of the scope. */
+/* Equal to the announced one, or below it: libvirt puts QEMU into children of the scope. Nothing is
+ * below "/", for what follows it is never another slash. */
 static bool covers(const char *announced, const char *cgroup)
 {
     size_t length_bytes = strlen(announced);
 
     if (strcmp(announced, cgroup) == 0)
         return true;
-    return length_bytes > 1 && strncmp(announced, cgroup, length_bytes) == 0 &&
-           cgroup[length_bytes] == '/';
+    return strncmp(announced, cgroup, length_bytes) == 0 && cgroup[length_bytes] == '/';
 }
 
 int msh_admission_check(const MshAdmission *admission, const char *group, const MshPeer *peer,

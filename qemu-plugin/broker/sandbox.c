@@ -11,7 +11,6 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 
 static const int allowed_calls[] = {
@@ -37,6 +36,7 @@ static const int allowed_calls[] = {
     SCMP_SYS(sendmsg),
     SCMP_SYS(sendto),
     SCMP_SYS(setsockopt),
+    SCMP_SYS(shutdown),
     /* files: socket paths, /proc/PID/cgroup, segments */
     SCMP_SYS(chmod),
     SCMP_SYS(close),
@@ -95,8 +95,6 @@ static int drop_capabilities(MshError *error)
      * of reach. */
     if (capng_apply(CAPNG_SELECT_BOTH) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0)
         return msh_error_set(error, -EPERM, "cannot drop capabilities");
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        return msh_error_set(error, -errno, "PR_SET_NO_NEW_PRIVS: %s", strerror(errno));
     return 0;
 }
 
@@ -132,7 +130,7 @@ int msh_sandbox_enter(MshError *error)
         return msh_error_set(error, -ENOMEM, "seccomp: no memory");
     result = add_rules(filter);
     if (result == 0)
-        result = seccomp_load(filter);
+        result = seccomp_load(filter); /* sets NO_NEW_PRIVS, too */
     seccomp_release(filter);
     if (result < 0)
         return msh_error_set(error, result, "seccomp: %s", strerror(-result));

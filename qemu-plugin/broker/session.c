@@ -123,10 +123,9 @@ static void cut_off(MshSession *session)
     memcpy(message.refused.reason, session->condemned_for, sizeof(message.refused.reason));
     (void)msh_outbox_post(session->socket.fd, &message, MSH_MESSAGE_REFUSED, NULL, 0);
     /* Closing with unread messages would make the client see a reset before the reason. */
-    for (int i = 0; i < MESSAGES_A_WAKE; i++) {
-        if (recv(session->socket.fd, scrap, sizeof(scrap), MSG_DONTWAIT) <= 0)
-            break;
-    }
+    shutdown(session->socket.fd, SHUT_RD);
+    while (recv(session->socket.fd, scrap, sizeof(scrap), MSG_DONTWAIT) > 0)
+        ; /* what its buffer held; no more can come */
     depart(session);
 }
 

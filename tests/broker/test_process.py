@@ -109,6 +109,15 @@ def test_other_file_is_not_removed(tmp_path: Path) -> None:
     assert "exists and is not a socket" in ended.stderr
 
 
+def test_socket_that_is_no_longer_ours_stays(broker: Broker) -> None:
+    path = broker.socket_path()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as successor:
+        successor.bind(str(path))
+        assert broker.stop() == 0
+        assert path.is_socket()
+
+
 def test_too_long_path_is_refused(tmp_path: Path) -> None:
     ended = run("--runtime-dir", str(tmp_path / ("x" * 120)))
     assert ended.returncode == 1

@@ -226,6 +226,27 @@ def test_I6_grants_outlive_the_socket_not_the_process(broker: Broker, control: C
         assert control.group()["grants"] == 0
 
 
+def test_departed_client_gets_no_hint(broker: Broker, control: Control) -> None:
+    held, sighted = page_of(9), page_of(10)
+    with (
+        RemoteClient(broker.socket_path()) as departed,
+        Client(broker.socket_path()).hello("second") as second,
+    ):
+        departed.call("hello", "departed")
+        departed.call("share", held, 1)
+        assert departed.call("share", held, 2).op == ReplyOp.MATCH
+        assert departed.call("share", sighted, 3).op == ReplyOp.NEW
+        departed.call("close")
+        wait_until(
+            lambda: "departed" in [s["state"] for s in control.group()["sessions"]], "departed"
+        )
+        assert second.share(sighted, 1).op == ReplyOp.MATCH
+        assert {s["guest"]: s["grants"] for s in control.group()["sessions"]} == {
+            "departed": 2,
+            "second": 1,
+        }
+
+
 def test_session_without_grants_is_gone_when_it_closes(broker: Broker, control: Control) -> None:
     page = page_of(8)
     with Client(broker.socket_path()).hello() as client:

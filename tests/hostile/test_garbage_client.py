@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """garbage_client: breaks the protocol in every way; is cut off, alone, and told why."""
 
+import contextlib
 import os
 import random
 import socket
@@ -89,6 +90,14 @@ def test_bad_later_message(broker: Broker, message: bytes, reason: str) -> None:
         client.socket.send(message)
         assert reason in client.wait_for_end()
     assert f'client_cut_off group=default guest="bad" pid={os.getpid()} ' in broker.log()
+
+
+def test_reason_is_not_lost_behind_unread_messages(broker: Broker) -> None:
+    with Client(broker.socket_path()) as client:
+        with contextlib.suppress(BrokenPipeError):
+            for _ in range(100):
+                client.socket.send(b"nonsense")
+        assert "bad magic" in client.wait_for_end()
 
 
 def test_empty_message_is_the_end(broker: Broker) -> None:
@@ -269,6 +278,16 @@ def test_bells_without_requests_are_paced(broker: Broker, bystander: Client) -> 
             os.eventfd_write(client.descriptors[2], 1)
         assert bystander.share(page_of(1), 6).op == ReplyOp.MATCH
         assert client.sight(1, 1).op in (ReplyOp.NEW, ReplyOp.PROVIDE)
+
+
+def test_client_over_its_quota_is_served_later(broker: Broker, bystander: Client) -> None:
+    with Client(broker.socket_path()).hello() as client:
+        for turn in range(3):
+            for _ in range(20):  # dear ones
+                client.push(RequestOp.ACCOUNT)
+            client.ring_bell()
+            assert bystander.share(page_of(1), 10 + turn).op == ReplyOp.MATCH
+            assert {client.answer().op for _ in range(20)} == {ReplyOp.ACCOUNT}
 
 
 def share_and_release(client: Client, number: int) -> ReplyOp:
