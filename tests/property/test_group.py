@@ -96,9 +96,7 @@ class Group(RuleBasedStateMachine):
         member, hash, slot = self.members[seat], self.hash_of(page), ffi.new("MshSlot *")
         sent = page if sent is None else sent
         self.hints.clear()
-        answer = lib.msh_group_provide(
-            member.handle, hash, (frame,), ffi.from_buffer(sent), slot
-        )
+        answer = lib.msh_group_provide(member.handle, hash, (frame,), ffi.from_buffer(sent), slot)
         known = self.known.get(hash)
         if isinstance(known, int):
             self.expect_match(member, answer, slot.number, known)
