@@ -159,9 +159,9 @@ static void require_discards(MshGuard *guard, MshQemuFacts *facts)
         guard->discards_required = true;
 }
 
-/* Pages given back as zero are absent from the guest's RAM until touched, as after any discard: nobody
- * relies on them, so only SHARED and BROKEN pages keep the requirement. Two looks in a row must find
- * none: a window that was open when the mode changed may have closed after the first. */
+/* Pages given back as zero are absent from the guest's RAM until touched, as after any discard:
+ * nobody relies on them, so only SHARED and BROKEN pages keep the requirement. Two looks in a row
+ * must find none: a window that was open when the mode changed may have closed after the first. */
 static void release_discards(MshGuard *guard, bool off)
 {
     MshStats stats;

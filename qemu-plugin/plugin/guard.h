@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Watches for what forbids sharing, from machine start to exit, and tells the engine how far it may go.
+ * Watches for what forbids sharing, from machine start to exit, and tells the engine how far it may
+ * go.
  *
  * What holds:
  *   - No memory is registered before the first verdict, and none while the verdict is "off".
- *   - QEMU's requirement of RAM discards is held from before the first page may be shared until after
- *     the last one is private again. Devices that pin RAM fail to start meanwhile, with an error.
- *   - Once a second, facts of the process (a thread of its own: a file system may not answer) and facts
- *     of QEMU (the main loop) are looked at again. A limit is lowered by whoever sees the reason; only
- *     the main loop raises one.
+ *   - QEMU's requirement of RAM discards is held from before the first page may be shared until
+ * after the last one is private again. Devices that pin RAM fail to start meanwhile, with an error.
+ *   - Once a second, facts of the process (a thread of its own: a file system may not answer) and
+ * facts of QEMU (the main loop) are looked at again. A limit is lowered by whoever sees the reason;
+ * only the main loop raises one.
  *   - A device that forbids sharing and appears between two looks is seen up to a second late.
  *
  * Threads: the verbs are for the main loop, under QEMU's big lock.
@@ -26,7 +27,8 @@ MshGuard *msh_guard_new(MshEngine *engine, MshMode mode);
 /* First verdict, then the engine and the watching start. When the machine is built. */
 int msh_guard_start(MshGuard *guard, MshError *error);
 
-/* The operator's mode. Takes the requirement of discards before the engine may share. Never waits. */
+/* The operator's mode. Takes the requirement of discards before the engine may share. Never waits.
+ */
 void msh_guard_set_mode(MshGuard *guard, MshMode mode);
 
 /* The process is about to end: no window opens any more, the watching thread ends. */

@@ -12,8 +12,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-/* mlockall() and locked guest RAM count in hundreds of MiB; the pools in which cryptographic libraries
- * keep keys in some 10 KiB. */
+/* mlockall() and locked guest RAM count in hundreds of MiB; the pools in which cryptographic
+ * libraries keep keys in some 10 KiB. */
 #define LOCKED_SECRETS_KB 1024ul
 
 #define XFS_MAGIC 0x58465342ul /* not in linux/magic.h of every supported build host */
@@ -92,6 +92,54 @@ static void look_at_descriptor(int fd, MshHostFacts *facts)
         msh_host_direct_io_pins((unsigned long)file_system.f_type))
         return;
     describe(fd, facts->unpinned_io, sizeof(facts->unpinned_io));
+}
+
+bool msh_host_link_may_pin(const char *link)
+{
+    /* Devices that QEMU uses and that only copy; vhost reads and writes as the process itself does.
+     */
+    static const char *const copying[] = {
+        "/dev/kvm",       "/dev/net/tun",     "/dev/null", "/dev/ptmx",    "/dev/pts/",
+        "/dev/random",    "/dev/shm/",        "/dev/tpm",  "/dev/urandom", "/dev/userfaultfd",
+        "/dev/vhost-net", "/dev/vhost-vsock", "/dev/zero"};
+
+    if (strcmp(link, "anon_inode:[io_uring]") == 0)
+        return true; /* can have buffers registered */
+    if (strncmp(link, "/dev/", strlen("/dev/")) != 0)
+        return false;
+    for (size_t i = 0; i < sizeof(copying) / sizeof(copying[0]); i++)
+        if (strncmp(link, copying[i], strlen(copying[i])) == 0)
+            return false;
+    return true; /* disks take pass-through commands, which pin, without O_DIRECT */
+}
+
+static bool descriptor_may_pin(int fd)
+{
+    char link[64];
+    int flags = fcntl(fd, F_GETFL);
+
+    if (flags < 0)
+        return false;
+    /* A pipe's O_DIRECT is taken for the other kind: to tell them apart could block. */
+    if ((flags & O_DIRECT) != 0)
+        return true;
+    describe(fd, link, sizeof(link));
+    return msh_host_link_may_pin(link);
+}
+
+bool msh_host_nothing_pins(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    struct dirent *entry;
+    bool nothing = true;
+
+    if (directory == NULL)
+        return false;
+    while (nothing && (entry = readdir(directory)) != NULL)
+        if (entry->d_name[0] != '.')
+            nothing = !descriptor_may_pin(atoi(entry->d_name));
+    closedir(directory);
+    return nothing;
 }
 
 static int look_at_descriptors(MshHostFacts *facts, MshError *error)

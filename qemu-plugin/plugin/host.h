@@ -2,9 +2,9 @@
 /*
  * What the operating system says about this process that forbids sharing. No QEMU symbol.
  *
- * UFFDIO_MOVE refuses pages that are pinned, but cannot see pages that a kernel user merely references
- * (FOLL_GET). Such a user would go on writing to the moved page: a write lost (I1). The users known to
- * do so are found by the descriptors they need.
+ * UFFDIO_MOVE refuses pages that are pinned, but cannot see pages that a kernel user merely
+ * references (FOLL_GET). Such a user would go on writing to the moved page: a write lost (I1). The
+ * users known to do so are found by the descriptors they need.
  *
  * Threads: any; may block in a file system that does not answer, so never on the main loop once the
  * guest runs.
@@ -21,11 +21,20 @@ typedef struct MshHostFacts {
     bool overcommit_strict; /* vm.overcommit_memory=2: MAP_NORESERVE is ignored */
     bool locked;            /* more memory is locked than a pool of secrets takes */
     bool vhost_scsi;        /* holds a descriptor of /dev/vhost-scsi */
-    char unpinned_io[MSH_TEXT_BYTES / 2]; /* file open with O_DIRECT that might not pin; "" if none */
+    char unpinned_io[MSH_TEXT_BYTES /
+                     2]; /* file open with O_DIRECT that might not pin; "" if none */
 } MshHostFacts;
 
 /* -errno when /proc cannot be read: then nothing is known and sharing must stop. */
 int msh_host_facts(MshHostFacts *ret_facts, MshError *error);
+
+/* Whether no descriptor is open through which the kernel could pin memory of this process: nothing
+ * with O_DIRECT, no disk or unknown device, no io_uring. Never blocks, looks afresh each time.
+ * Someone who opens one and starts I/O on guest memory right after the look is missed. */
+bool msh_host_nothing_pins(void);
+
+/* Whether a descriptor that /proc shows as this could; for what has no O_DIRECT. Unknown is yes. */
+bool msh_host_link_may_pin(const char *link);
 
 /* Whether O_DIRECT on a file system of this statfs type pins the pages it reads into (or copies).
  * Unknown is no. */

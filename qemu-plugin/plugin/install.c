@@ -3,11 +3,12 @@
  * qemu_plugin_install(): from the arguments of -plugin to an engine that starts when the machine is
  * built.
  *
- * The rule of this folder: inside somebody's VM nothing aborts, blocks or allocates without bound. Only
- * a wrong argument keeps the VM from starting; whatever else is in the way leaves it running without
- * sharing, and is told in `stats.refusal`, or on stderr if there is no object to tell it by.
+ * The rule of this folder: inside somebody's VM nothing aborts, blocks or allocates without bound.
+ * Only a wrong argument keeps the VM from starting; whatever else is in the way leaves it running
+ * without sharing, and is told in `stats.refusal`, or on stderr if there is no object to tell it
+ * by.
  *
- * Threads: QEMU's main thread only.
+ * Threads: QEMU's main thread only, but for the one callback that says otherwise.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "guard.h"
+#include "host.h"
 #include "memshare/memshare.h"
 #include "qemu_abi.h"
 #include "qom.h"
@@ -137,6 +139,13 @@ static void on_exit_of_process(void)
         msh_guard_stop(guard);
 }
 
+/* Called by engine threads. */
+static bool nothing_pinned(void *opaque)
+{
+    (void)opaque;
+    return msh_host_nothing_pins();
+}
+
 static int make_engine(const Options *options, MshError *error)
 {
     const char *name = qemu.qemu_get_vm_name();
@@ -151,6 +160,7 @@ static int make_engine(const Options *options, MshError *error)
         .mode = options->mode,
         .scan_rate_pages = options->scan_rate_pages,
         .cpu_limit_percent = options->cpu_limit_percent,
+        .nothing_pinned = nothing_pinned,
     };
     return msh_engine_new(&config, &engine, error);
 }

@@ -3,12 +3,12 @@
  * The symbols of the host QEMU, each looked up by name: the only door to QEMU.
  *
  * What holds: types are opaque and no structure's layout is relied upon, with one exception, the
- * notifier below. One binary so serves every QEMU whose functions have these prototypes (7.2, 10.0 and
- * 11.1 were compared). A symbol that is missing is named in the refusal; nothing is called before
- * msh_qemu_abi_load() has found all of them.
+ * notifier below. One binary so serves every QEMU whose functions have these prototypes (tried: 7.2).
+ * A symbol that is missing is named in the refusal; nothing is called
+ * before msh_qemu_abi_load() has found all of them.
  *
- * Threads: `qemu` is written once, at plugin install, and only read later. Everything in it is for the
- * main loop, under QEMU's big lock.
+ * Threads: `qemu` is written once, at plugin install, and only read later. Everything in it is for
+ * the main loop, under QEMU's big lock.
  */
 #ifndef MEMSHARE_PLUGIN_QEMU_ABI_H
 #define MEMSHARE_PLUGIN_QEMU_ABI_H
@@ -53,7 +53,7 @@ typedef struct QemuNotifier {
     X(void, memory_region_unref, (MemoryRegion * region))                                          \
     X(bool, migrate_background_snapshot, (void))                                                   \
     X(bool, migration_in_incoming_postcopy, (void))                                                \
-    X(int, object_child_foreach_recursive, (Object * root, ObjectVisit *visit, void *opaque))      \
+    X(int, object_child_foreach_recursive, (Object * root, ObjectVisit * visit, void *opaque))     \
     X(ObjectClass *, object_class_by_name, (const char *type_name))                                \
     X(Object *, object_dynamic_cast, (Object * object, const char *type_name))                     \
     X(char *, object_get_canonical_path, (const Object *object))                                   \
@@ -89,16 +89,15 @@ typedef struct QemuNotifier {
     X(bool, runstate_check, (int state))                                                           \
     X(void, visit_end_list, (Visitor * visitor, void **list))                                      \
     X(void, visit_end_struct, (Visitor * visitor, void **object))                                  \
-    X(bool, visit_check_list, (Visitor * visitor, Error **errp))                                   \
-    X(bool, visit_check_struct, (Visitor * visitor, Error **errp))                                 \
+    X(bool, visit_check_list, (Visitor * visitor, Error * *errp))                                  \
+    X(bool, visit_check_struct, (Visitor * visitor, Error * *errp))                                \
     X(bool, visit_start_list,                                                                      \
       (Visitor * visitor, const char *name, GenericList **list, size_t element_bytes,              \
        Error **errp))                                                                              \
     X(bool, visit_start_struct,                                                                    \
       (Visitor * visitor, const char *name, void **object, size_t object_bytes, Error **errp))     \
     X(bool, visit_type_str, (Visitor * visitor, const char *name, char **value, Error **errp))     \
-    X(bool, visit_type_uint64,                                                                     \
-      (Visitor * visitor, const char *name, uint64_t *value, Error **errp))
+    X(bool, visit_type_uint64, (Visitor * visitor, const char *name, uint64_t *value, Error **errp))
 
 typedef struct QemuAbi {
 #define X(type, name, parameters) type(*name) parameters;

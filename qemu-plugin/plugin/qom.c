@@ -182,9 +182,9 @@ static void set_cpu_limit(Object *object, Visitor *visitor, const char *name, vo
  * The object
  */
 
-/* QEMU treats whatever stands in /objects as user-creatable when it is asked to delete it, and calls
- * into its class. So the object is of a stock type that is, and that never lets itself be deleted. Its
- * own purpose (a virtual CAN bus without members) does nothing. */
+/* QEMU treats whatever stands in /objects as user-creatable when it is asked to delete it, and
+ * calls into its class. So the object is of a stock type that is, and that never lets itself be
+ * deleted. Its own purpose (a virtual CAN bus without members) does nothing. */
 #define OBJECT_TYPE "can-bus"
 
 static int new_object(Object **ret_object, MshError *error)
@@ -225,7 +225,8 @@ int msh_qom_publish(MshEngine *new_engine, MshGuard *new_guard, MshError *error)
     guard = new_guard;
     add_stats(object);
     add(object, "mode", "str", get_mode, set_mode, "off, zero or content");
-    add(object, "scan-rate", "uint64", get_scan_rate, set_scan_rate, "pages per second; 0 pauses, -1 is unlimited");
+    add(object, "scan-rate", "uint64", get_scan_rate, set_scan_rate,
+        "pages per second; 0 pauses, -1 is unlimited");
     add(object, "cpu-limit", "uint64", get_cpu_limit, set_cpu_limit,
         "percent of one core; 0 is no limit");
     return 0;

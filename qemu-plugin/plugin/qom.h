@@ -2,8 +2,8 @@
 /*
  * The object /objects/memshare0, by which any QMP client sees and steers this guest's sharing.
  *
- * Properties: `stats` (read: one JSON object with the names of memshare/stats.h), `mode`, `scan-rate`
- * (pages per second), `cpu-limit` (percent of a core). None of them waits.
+ * Properties: `stats` (read: one JSON object with the names of memshare/stats.h), `mode`,
+ * `scan-rate` (pages per second), `cpu-limit` (percent of a core). None of them waits.
  *
  * Threads: main loop only.
  */

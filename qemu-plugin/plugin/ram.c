@@ -45,7 +45,8 @@ MshRam *msh_ram_new(MshEngine *engine)
     return ram;
 }
 
-/* A memory backend that is no longer in the object tree was deleted, and lives by our reference only. */
+/* A memory backend that is no longer in the object tree was deleted, and lives by our reference
+ * only. */
 static bool is_deleted(Object *backend)
 {
     char *path = qemu.object_get_canonical_path(backend);
@@ -94,9 +95,9 @@ static Block *find(MshRam *ram, const void *address)
 {
     Block *block;
 
-    LIST_FOREACH (block, &ram->blocks, link)
-        if (block->address == address)
-            return block;
+    LIST_FOREACH(block, &ram->blocks, link)
+    if (block->address == address)
+        return block;
     return NULL;
 }
 
@@ -172,8 +173,8 @@ void msh_ram_update(MshRam *ram, bool may_register, char ret_refusal[MSH_TEXT_BY
 
     ram->refused_bytes = 0;
     snprintf(ram->refusal, sizeof(ram->refusal), "the machine has no RAM from a memory backend");
-    LIST_FOREACH (block, &ram->blocks, link)
-        block->seen = false;
+    LIST_FOREACH(block, &ram->blocks, link)
+    block->seen = false;
     qemu.qemu_ram_foreach_block(survey_block, ram);
 
     for (block = LIST_FIRST(&ram->blocks); block != NULL; block = next) {

@@ -6,9 +6,9 @@
  * video memory are private anonymous memory too, but small, and devices and displays keep pointers
  * into them and re-map them at will; they stay out.
  *
- * What holds: a block is only registered while this file holds a reference on its memory region, so it
- * cannot be unmapped under the engine (I1). References are taken and dropped in the main loop, because
- * the last one finalises the region in whoever drops it.
+ * What holds: a block is only registered while this file holds a reference on its memory region, so
+ * it cannot be unmapped under the engine (I1). References are taken and dropped in the main loop,
+ * because the last one finalises the region in whoever drops it.
  *
  * Threads: main loop only, under QEMU's big lock.
  */

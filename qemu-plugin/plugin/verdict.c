@@ -15,8 +15,8 @@ __attribute__((format(printf, 3, 4))) static void limit(MshVerdict *verdict, Msh
     va_end(arguments);
 }
 
-/* The first line that applies decides: what the owner wants, then what can never work, then what may
- * change while the guest runs, last what still allows zero pages. */
+/* The first line that applies decides: what the owner wants, then what can never work, then what
+ * may change while the guest runs, last what still allows zero pages. */
 MshVerdict msh_verdict(const MshHostFacts *host, const MshQemuFacts *vm)
 {
     MshVerdict verdict = {.ceiling = MSH_MODE_CONTENT, .hold = vm->needs_plain_ram};

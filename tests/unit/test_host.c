@@ -18,8 +18,7 @@ static void test_only_file_systems_known_to_pin_are_allowed(void **state)
         0x01021997, /* 9p */
         0xfe534d42, /* SMB */
         0x794c7630, /* overlay: whatever is below it */
-        0,
-        ~0ul,
+        0,          ~0ul,
     };
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
         assert_true(msh_host_direct_io_pins(known[i]));
@@ -30,7 +29,8 @@ static void test_only_file_systems_known_to_pin_are_allowed(void **state)
 static void test_locked_memory_is_read_from_its_own_line(void **state)
 {
     (void)state;
-    assert_int_equal(msh_host_locked_kb("Name:\tVmLck:\nVmPeak:\t 9 kB\nVmLck:\t    4096 kB\n"), 4096);
+    assert_int_equal(msh_host_locked_kb("Name:\tVmLck:\nVmPeak:\t 9 kB\nVmLck:\t    4096 kB\n"),
+                     4096);
     assert_int_equal(msh_host_locked_kb("Name:\tqemu\nVmLck:\t       0 kB\nVmPin:\t 7 kB\n"), 0);
     assert_int_equal(msh_host_locked_kb("Name:\tkthread\n"), 0);
 }
@@ -50,7 +50,8 @@ static void test_locked_memory_of_more_than_a_pool_of_keys_is_seen(void **state)
     (void)state;
     MshHostFacts facts;
     size_t length_bytes = 2u << 20;
-    void *memory = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *memory =
+        mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert_ptr_not_equal(memory, MAP_FAILED);
     assert_int_equal(mlock(memory, 64u << 10), 0);
     assert_int_equal(msh_host_facts(&facts, NULL), 0);
@@ -74,6 +75,38 @@ static void test_a_packet_pipe_is_no_direct_io(void **state)
     close(ends[1]);
 }
 
+static void test_what_may_pin_is_told_by_its_link(void **state)
+{
+    (void)state;
+    static const char *const may[] = {"anon_inode:[io_uring]", "/dev/sda",         "/dev/sg0",
+                                      "/dev/nvme0n1",          "/dev/mapper/vg-a", "/dev/vfio/12",
+                                      "/dev/something-new"};
+    static const char *const may_not[] = {"anon_inode:kvm-vm",
+                                          "anon_inode:[eventfd]",
+                                          "/dev/kvm",
+                                          "/dev/net/tun",
+                                          "/dev/vhost-net",
+                                          "socket:[12]",
+                                          "/var/lib/libvirt/images/a.qcow2",
+                                          "/developer/disk"};
+    for (size_t i = 0; i < sizeof(may) / sizeof(may[0]); i++)
+        assert_true(msh_host_link_may_pin(may[i]));
+    for (size_t i = 0; i < sizeof(may_not) / sizeof(may_not[0]); i++)
+        assert_false(msh_host_link_may_pin(may_not[i]));
+}
+
+static void test_an_open_direct_descriptor_may_pin(void **state)
+{
+    (void)state;
+    int ends[2];
+    assert_true(msh_host_nothing_pins());
+    assert_int_equal(pipe2(ends, O_DIRECT | O_CLOEXEC), 0);
+    assert_false(msh_host_nothing_pins());
+    close(ends[0]);
+    close(ends[1]);
+    assert_true(msh_host_nothing_pins());
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -81,6 +114,8 @@ int main(void)
         cmocka_unit_test(test_locked_memory_is_read_from_its_own_line),
         cmocka_unit_test(test_a_plain_process_has_nothing_in_the_way),
         cmocka_unit_test(test_locked_memory_of_more_than_a_pool_of_keys_is_seen),
+        cmocka_unit_test(test_what_may_pin_is_told_by_its_link),
+        cmocka_unit_test(test_an_open_direct_descriptor_may_pin),
         cmocka_unit_test(test_a_packet_pipe_is_no_direct_io),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

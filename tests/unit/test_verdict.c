@@ -29,7 +29,8 @@ static void test_each_fact_limits_and_is_named(void **state)
     expect((MshHostFacts){.overcommit_strict = true}, vm, MSH_MODE_OFF, "vm.overcommit_memory");
     expect((MshHostFacts){.locked = true}, vm, MSH_MODE_OFF, "locked");
     expect((MshHostFacts){.vhost_scsi = true}, vm, MSH_MODE_OFF, "vhost-scsi");
-    expect((MshHostFacts){.unpinned_io = "/nfs/a"}, vm, MSH_MODE_OFF, "/nfs/a is open with O_DIRECT");
+    expect((MshHostFacts){.unpinned_io = "/nfs/a"}, vm, MSH_MODE_OFF,
+           "/nfs/a is open with O_DIRECT");
     expect(host, (MshQemuFacts){.mem_merge_off = true}, MSH_MODE_OFF, "mem-merge=off");
     expect(host, (MshQemuFacts){.replaying = true}, MSH_MODE_OFF, "replayed");
     expect(host, (MshQemuFacts){.confidential = true}, MSH_MODE_OFF, "confidential");
@@ -50,8 +51,7 @@ static void test_a_refusal_goes_before_a_limit_to_zero_pages(void **state)
 static void test_a_background_snapshot_holds_and_does_not_limit(void **state)
 {
     (void)state;
-    MshVerdict verdict =
-        msh_verdict(&(MshHostFacts){0}, &(MshQemuFacts){.needs_plain_ram = true});
+    MshVerdict verdict = msh_verdict(&(MshHostFacts){0}, &(MshQemuFacts){.needs_plain_ram = true});
     assert_true(verdict.hold);
     assert_int_equal(verdict.ceiling, MSH_MODE_CONTENT);
 }
@@ -61,7 +61,8 @@ static void test_a_long_path_is_cut_and_leaves_room_for_the_reason(void **state)
     (void)state;
     MshHostFacts host = {0};
     memset(host.unpinned_io, 'x', sizeof(host.unpinned_io) - 1);
-    expect(host, (MshQemuFacts){0}, MSH_MODE_OFF, "is open with O_DIRECT on a file system not known");
+    expect(host, (MshQemuFacts){0}, MSH_MODE_OFF,
+           "is open with O_DIRECT on a file system not known");
 }
 
 int main(void)
