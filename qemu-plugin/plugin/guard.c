@@ -69,6 +69,9 @@ static int look_at_object(Object *object, void *opaque)
     if (strncmp(type, "virtio-mem", strlen("virtio-mem")) == 0)
         facts->virtio_mem = true;
     /* An object without the property has it off. */
+    if (g_str_has_suffix(type, "-cpu") && (qemu.object_property_get_bool(object, "vmx", NULL) ||
+                                           qemu.object_property_get_bool(object, "svm", NULL)))
+        facts->nesting = true;
     if (strncmp(type, "virtio-balloon", strlen("virtio-balloon")) == 0 &&
         qemu.object_property_get_bool(object, "free-page-reporting", NULL))
         facts->free_page_reporting = true;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/utsname.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -55,6 +56,14 @@ unsigned long msh_host_locked_kb(const char *status_text)
     return line == NULL ? 0 : strtoul(line + strlen("\nVmLck:"), NULL, 10);
 }
 
+bool msh_host_nested_pins(const char *kernel_release)
+{
+    unsigned major = 0, minor = 0;
+
+    return sscanf(kernel_release, "%u.%u", &major, &minor) == 2 &&
+           (major > 6 || (major == 6 && minor >= 13));
+}
+
 /* Where a descriptor of this process leads, as a person would write it. */
 static void describe(int fd, char *ret_text, size_t text_bytes)
 {
@@ -65,6 +74,13 @@ static void describe(int fd, char *ret_text, size_t text_bytes)
     if (length < 0)
         length = snprintf(ret_text, text_bytes, "descriptor %d", fd);
     ret_text[length] = '\0';
+}
+
+static bool kernel_nested_pins(void)
+{
+    struct utsname kernel;
+
+    return uname(&kernel) == 0 && msh_host_nested_pins(kernel.release);
 }
 
 /* A descriptor may be closed, and its number taken by another file, at any time: what cannot be
@@ -78,6 +94,11 @@ static void look_at_descriptor(int fd, MshHostFacts *facts)
 
     if (flags < 0 || fstat(fd, &status) < 0)
         return;
+    if ((status.st_mode & S_IFMT) == 0) { /* an anonymous inode */
+        describe(fd, path, sizeof(path));
+        if (strcmp(path, "anon_inode:kvm-vm") == 0)
+            facts->nested_unpinned = !kernel_nested_pins();
+    }
     if (S_ISCHR(status.st_mode)) {
         describe(fd, path, sizeof(path));
         if (strcmp(path, "/dev/vhost-scsi") == 0)

@@ -20,6 +20,7 @@
 typedef struct MshHostFacts {
     bool overcommit_strict; /* vm.overcommit_memory=2: MAP_NORESERVE is ignored */
     bool locked;            /* more memory is locked than a pool of secrets takes */
+    bool nested_unpinned;   /* a KVM guest of a kernel whose nested virtualisation does not pin */
     bool vhost_scsi;        /* holds a descriptor of /dev/vhost-scsi */
     char unpinned_io[MSH_TEXT_BYTES /
                      2]; /* file open with O_DIRECT that might not pin; "" if none */
@@ -39,6 +40,10 @@ bool msh_host_link_may_pin(const char *link);
 /* Whether O_DIRECT on a file system of this statfs type pins the pages it reads into (or copies).
  * Unknown is no. */
 bool msh_host_direct_io_pins(unsigned long file_system_type);
+
+/* Whether KVM of that kernel release pins what a nested guest's control structures point to, or
+ * follows them through its notifiers: since 6.13. */
+bool msh_host_nested_pins(const char *kernel_release);
 
 /* The "VmLck:" line of a /proc/PID/status text, in kB; 0 if there is none. */
 unsigned long msh_host_locked_kb(const char *status_text);

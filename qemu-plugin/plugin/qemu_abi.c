@@ -21,7 +21,8 @@ static bool host_has(const char *symbol)
     return dlsym(RTLD_DEFAULT, symbol) != NULL;
 }
 
-/* A host accepts its own version and some older ones: 7.2 takes 0 to 1, 10.0 takes 2 to 4, 11.1 only
+/* A host accepts its own version and some older ones: 7.2 takes 0 to 1, 10.0 takes 2 to 4, 11.1
+ * only
  * 7. Which host it is shows in a function that it has and the one before has not. */
 __attribute__((constructor)) static void choose_plugin_version(void)
 {

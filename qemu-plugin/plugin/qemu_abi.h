@@ -3,9 +3,9 @@
  * The symbols of the host QEMU, each looked up by name: the only door to QEMU.
  *
  * What holds: types are opaque and no structure's layout is relied upon, with one exception, the
- * notifier below. One binary so serves every QEMU whose functions have these prototypes (tried: 7.2).
- * A symbol that is missing is named in the refusal; nothing is called
- * before msh_qemu_abi_load() has found all of them.
+ * notifier below. One binary so serves every QEMU whose functions have these prototypes
+ * (tried: 7.2). A symbol that is missing is named in the refusal; nothing is called before
+ * msh_qemu_abi_load() has found all of them.
  *
  * Threads: `qemu` is written once, at plugin install, and only read later. Everything in it is for
  * the main loop, under QEMU's big lock.

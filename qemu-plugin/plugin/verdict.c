@@ -33,6 +33,10 @@ MshVerdict msh_verdict(const MshHostFacts *host, const MshQemuFacts *vm)
         limit(&verdict, MSH_MODE_OFF, "memory is locked (mem-lock=on)");
     else if (host->vhost_scsi)
         limit(&verdict, MSH_MODE_OFF, "vhost-scsi writes to guest memory without pinning it");
+    else if (host->nested_unpinned && vm->nesting)
+        limit(&verdict, MSH_MODE_OFF,
+              "nested virtualisation needs a host kernel of 6.13 or newer (or a CPU without vmx, "
+              "svm)");
     else if (host->unpinned_io[0] != '\0')
         limit(&verdict, MSH_MODE_OFF,
               "%s is open with O_DIRECT on a file system not known to pin memory",

@@ -17,6 +17,7 @@ typedef struct MshQemuFacts {
     bool replaying;     /* recording or replaying */
     bool confidential;  /* SEV, TDX, protected virtualisation */
     /* Change while the guest runs. */
+    bool nesting;             /* a virtual CPU offers VMX or SVM */
     bool incoming;            /* state of another host is still arriving */
     bool discards_disabled;   /* VFIO, vDPA, RDMA: somebody needs RAM to stay where it is */
     bool virtio_mem;          /* discards RAM that it expects to read as zero */

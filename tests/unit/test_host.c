@@ -35,6 +35,17 @@ static void test_locked_memory_is_read_from_its_own_line(void **state)
     assert_int_equal(msh_host_locked_kb("Name:\tkthread\n"), 0);
 }
 
+static void test_nested_guests_are_followed_since_6_13(void **state)
+{
+    (void)state;
+    assert_true(msh_host_nested_pins("6.13.0-rc1"));
+    assert_true(msh_host_nested_pins("6.18.44-amd64"));
+    assert_true(msh_host_nested_pins("7.0"));
+    assert_false(msh_host_nested_pins("6.12.57+deb13-amd64"));
+    assert_false(msh_host_nested_pins("5.19.1"));
+    assert_false(msh_host_nested_pins("unknown"));
+}
+
 static void test_a_plain_process_has_nothing_in_the_way(void **state)
 {
     (void)state;
@@ -112,6 +123,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_only_file_systems_known_to_pin_are_allowed),
         cmocka_unit_test(test_locked_memory_is_read_from_its_own_line),
+        cmocka_unit_test(test_nested_guests_are_followed_since_6_13),
         cmocka_unit_test(test_a_plain_process_has_nothing_in_the_way),
         cmocka_unit_test(test_locked_memory_of_more_than_a_pool_of_keys_is_seen),
         cmocka_unit_test(test_what_may_pin_is_told_by_its_link),

@@ -41,6 +41,16 @@ static void test_each_fact_limits_and_is_named(void **state)
     expect(host, (MshQemuFacts){.free_page_reporting = true}, MSH_MODE_ZERO, "free page reporting");
 }
 
+static void test_nested_guests_are_refused_where_kvm_does_not_pin(void **state)
+{
+    (void)state;
+    MshHostFacts old = {.nested_unpinned = true};
+    expect(old, (MshQemuFacts){.nesting = true}, MSH_MODE_OFF, "nested virtualisation");
+    assert_int_equal(msh_verdict(&old, &(MshQemuFacts){0}).ceiling, MSH_MODE_CONTENT);
+    assert_int_equal(msh_verdict(&(MshHostFacts){0}, &(MshQemuFacts){.nesting = true}).ceiling,
+                     MSH_MODE_CONTENT);
+}
+
 static void test_a_refusal_goes_before_a_limit_to_zero_pages(void **state)
 {
     (void)state;
@@ -70,6 +80,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nothing_in_the_way_allows_contents),
         cmocka_unit_test(test_each_fact_limits_and_is_named),
+        cmocka_unit_test(test_nested_guests_are_refused_where_kvm_does_not_pin),
         cmocka_unit_test(test_a_refusal_goes_before_a_limit_to_zero_pages),
         cmocka_unit_test(test_a_background_snapshot_holds_and_does_not_limit),
         cmocka_unit_test(test_a_long_path_is_cut_and_leaves_room_for_the_reason),
