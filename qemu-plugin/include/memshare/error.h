@@ -19,8 +19,12 @@ typedef struct MshError {
     char text[MSH_ERROR_BYTES];
 } MshError;
 
+#pragma GCC visibility push(default) /* as in memshare.h */
+
 /* Writes the line and returns code. error may be NULL. */
 int msh_error_set(MshError *error, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+#pragma GCC visibility pop
 
 #endif

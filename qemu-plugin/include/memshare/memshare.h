@@ -26,6 +26,9 @@
 #include "memshare/stats.h"
 #include "memshare/units.h"
 
+/* Declared here: visible to users of the library, which hides everything else. */
+#pragma GCC visibility push(default)
+
 typedef struct MshEngine MshEngine;
 
 typedef struct MshConfig {
@@ -101,5 +104,7 @@ int msh_engine_scan_once(MshEngine *engine, MshError *error);
 
 /* A snapshot; never waits, never takes an engine lock. */
 void msh_engine_stats(const MshEngine *engine, MshStats *ret_stats);
+
+#pragma GCC visibility pop
 
 #endif

@@ -70,10 +70,14 @@ typedef struct MshStats {
 
 #define MSH_RATE_UNLIMITED UINT64_MAX
 
+#pragma GCC visibility push(default) /* as in memshare.h */
+
 /* Spelled as operators see them; NULL for a value out of range. */
 const char *msh_mode_name(uint32_t mode);
 const char *msh_state_name(uint32_t state);
 /* 0 and *ret_mode, or -EINVAL. */
 int msh_mode_parse(const char *name, MshMode *ret_mode);
+
+#pragma GCC visibility pop
 
 #endif
