@@ -3,9 +3,6 @@
 
 import mmap
 import os
-from pathlib import Path
-
-import pytest
 
 from memshare.clients import procfs
 
@@ -67,16 +64,3 @@ def test_allocated_bytes_counts_pages_that_no_table_shows() -> None:
             assert procfs.allocated_bytes(os.getpid(), found[0]) == 3 * 4096
     finally:
         os.close(file)
-
-
-def test_ksm_settings_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procfs, "KSM", tmp_path)
-    (tmp_path / "run").write_text("0\n")
-    (tmp_path / "pages_to_scan").write_text("100\n")
-    (tmp_path / "advisor_mode").write_text("[none] scan-time\n")
-    with pytest.raises(KeyboardInterrupt), procfs.preserved_ksm():
-        (tmp_path / "run").write_text("1")
-        (tmp_path / "pages_to_scan").write_text("5")
-        (tmp_path / "advisor_mode").write_text("none [scan-time]")
-        raise KeyboardInterrupt
-    assert procfs.ksm_settings() == {"run": "0", "pages_to_scan": "100", "advisor_mode": "none"}

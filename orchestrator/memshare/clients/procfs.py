@@ -1,25 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel says about memory: /proc, and KSM's settings in /sys. Sizes in bytes.
+"""What the kernel says about memory and processes in /proc. Sizes in bytes.
 
 Functions named `parse_*` are pure; the others read the file and call them.
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 PROC = Path("/proc")
-KSM = Path("/sys/kernel/mm/ksm")
-KSM_SETTINGS = (
-    "run",
-    "pages_to_scan",
-    "sleep_millisecs",
-    "use_zero_pages",
-    "smart_scan",
-    "advisor_mode",
-)
 
 
 class Mapping(NamedTuple):
@@ -139,33 +130,20 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def cpu_ns(pid: int) -> int:
+    """User and system time that a process used, with all its threads, to the nanosecond.
+
+    The number of a process's CPU clock is made as clock_getcpuclockid(3) makes it.
+    """
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+def thread_cpu_ns(pid: int, thread: int) -> int:
+    """User and system time of one thread, at most a timer tick old."""
+    return int((PROC / str(pid) / "task" / str(thread) / "schedstat").read_text().split()[0])
+
+
 def allocated_bytes(pid: int, mapping: Mapping) -> int:
     """Bytes that the file behind a mapping holds, whether any page table shows them or not."""
     link = PROC / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
     return os.stat(link).st_blocks * 512
-
-
-def ksm_settings() -> dict[str, str]:
-    """KSM's knobs as they are; a choice such as `[none] scan-time` by what is chosen."""
-    settings = {}
-    for name in KSM_SETTINGS:
-        path = KSM / name
-        if path.exists():
-            text = path.read_text().strip()
-            chosen = [word[1:-1] for word in text.split() if word.startswith("[")]
-            settings[name] = chosen[0] if chosen else text
-    return settings
-
-
-@contextmanager
-def preserved_ksm() -> Iterator[None]:
-    """Put KSM's knobs back as they were, on every way out."""
-    before = ksm_settings()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if name != "run":
-                (KSM / name).write_text(value)
-        if "run" in before:
-            (KSM / "run").write_text(before["run"])

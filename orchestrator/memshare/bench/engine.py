@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`./dev bench engine`: CPU time until the standard mix is shared, ours against ksmd. Needs root.
+
+Two processes hold a region each: a quarter zero pages, a quarter common, half unique
+(tests/bench/region-worker.c). For each case and repeat, in this order, with fresh processes:
+
+ours   engines through a real broker, background threads, no scan rate limit
+off    the same in mode off, for the same time: what ours costs anyway, subtracted
+ksmd   KSM with its knobs as in KSM_KNOBS
+
+Ours and ksmd both end at 99% of the oracle, by distinct page frames, and are charged up to the end of
+the look that saw it. A read of both regions follows, which checks their contents. docs/benchmarks says
+what is charged to whom.
+"""
+
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import click
+import msgspec
+
+from memshare.bench.frames import GROUP, FrameCounter
+from memshare.bench.oracle import PAGE_BYTES
+from memshare.bench.progress import Progress
+from memshare.bench.workers import Worker, open_broker
+from memshare.cli import run
+from memshare.clients import ksm, procfs
+from memshare.errors import HostError, MeasurementError
+from memshare.render import Column, Unit, render_table
+
+SOURCE = Path(__file__).resolve().parents[3]
+CASES = ("runs16", "scattered")
+BAR_RATIO = {"runs16": 0.25}
+BAR_SIZE_BYTES = 1 << 30
+TARGET_RATIO = 0.99
+LIMIT_SECONDS = 180.0
+
+MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
+MAPPINGS = 1 << 20  # scattered needs a mapping for each common page and each gap
+
+# Full speed. use_zero_pages lets ksmd settle zero pages without its trees, which costs it less.
+KSM_KNOBS = {
+    "advisor_mode": "none",
+    "pages_to_scan": "100000",
+    "sleep_millisecs": "0",
+    "use_zero_pages": "1",
+}
+
+# The next look comes after half the time that the last two looks predict, within these bounds.
+LOOK_SECONDS_MIN, LOOK_SECONDS_MAX = 0.015, 0.1
+
+
+class Reached(NamedTuple):
+    """How one run ended."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    oracle_fraction: float
+    reread_seconds: float
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One case. Figures are medians over the repeats; oracle_fraction is the least of all runs.
+
+    In a case that did not converge the other figures are null. The raw lists have one entry a repeat.
+    """
+
+    case: str
+    busy: bool
+    ours_cpu_seconds: float | None
+    ksmd_cpu_seconds: float | None
+    cpu_ratio: float | None
+    oracle_fraction: float
+    reread_seconds_ours: float | None
+    reread_seconds_ksm: float | None
+    ours: list[Reached]
+    off_cpu_seconds: list[float]
+    ksmd: list[Reached]
+    size_bytes: int
+    kernel: str
+    cpu_model: str
+    load_before: float
+
+
+class NotConvergedError(MeasurementError):
+    """A run did not reach the oracle in time."""
+
+    def __init__(self, who: str, fraction: float, words: str = "") -> None:
+        """Keep how far it came."""
+        super().__init__(
+            f"{who} reached {fraction:.1%} of the oracle in {LIMIT_SECONDS:.0f} s{words}"
+        )
+        self.fraction = fraction
+
+
+class Bench:
+    """What all runs have in common."""
+
+    def __init__(self, build: Path, size_bytes: int, progress: Progress) -> None:
+        """Remember where things are."""
+        self._worker = build / "tests" / "bench" / "region-worker"
+        self._broker = build / "qemu-plugin" / "broker" / "memshared"
+        self._size_bytes = size_bytes
+        self._progress = progress
+        self._ksmd = ksm.ksmd_pid()
+
+    @contextmanager
+    def workers(self, label: str, case: str, *, busy: bool) -> Iterator[list[Worker]]:
+        """Two processes with filled regions."""
+        self._progress.update(f"{label}: filling two regions")
+        with ExitStack() as stack:
+            pair = [
+                stack.enter_context(Worker(self._worker, case, side, self._size_bytes, busy=busy))
+                for side in (0, 1)
+            ]
+            for worker in pair:
+                worker.ready()
+            yield pair
+
+    def ours(self, label: str, case: str, *, busy: bool) -> Reached:
+        """Share with engines and a broker until the oracle is reached."""
+        with self._engines(label, case, "content", busy=busy) as (pair, broker_pid, cpu_ns):
+            regions = [worker.region for worker in pair]
+            with FrameCounter(regions, broker_pid) as frames:
+                try:
+                    reached = self._watch(label, frames, cpu_ns)
+                except NotConvergedError as error:
+                    words = "".join(f"; {worker.stats()}" for worker in pair)
+                    raise NotConvergedError("ours", error.fraction, words) from None
+            for worker in pair:
+                worker.ask("hold")
+            return reached._replace(reread_seconds=reread(pair))
+
+    def off(self, label: str, case: str, wall_seconds: float, *, busy: bool) -> float:
+        """Return what engines in mode off cost in that time."""
+        with self._engines(label, case, "off", busy=busy) as (_, _, cpu_ns):
+            self._progress.update(f"{label}: {wall_seconds:.1f} s in mode off")
+            time.sleep(wall_seconds)
+            return cpu_ns() / 1e9
+
+    def ksmd(self, label: str, case: str, *, busy: bool) -> Reached:
+        """Let ksmd merge until the oracle is reached."""
+        with self.workers(label, case, busy=busy) as pair:
+            if marked := ksm.processes_marked():
+                raise HostError(
+                    f"process {marked[0]} has memory marked for KSM, which ksmd would scan too",
+                    "stop it, or start QEMU with -machine mem-merge=off",
+                )
+            ksm.write_knobs({**KSM_KNOBS, "run": ksm.RUN_STOP})
+            for worker in pair:
+                worker.ask("ksm")
+            before_ns = procfs.cpu_ns(self._ksmd)
+            with FrameCounter([worker.region for worker in pair], None) as frames:
+                ksm.write_knobs({"run": ksm.RUN_MERGE})
+                try:
+                    reached = self._watch(
+                        label, frames, lambda: procfs.cpu_ns(self._ksmd) - before_ns
+                    )
+                except NotConvergedError as error:
+                    raise NotConvergedError("ksmd", error.fraction) from None
+                finally:
+                    ksm.write_knobs({"run": ksm.RUN_STOP})
+            return reached._replace(reread_seconds=reread(pair))
+
+    @contextmanager
+    def _engines(
+        self, label: str, case: str, mode: str, *, busy: bool
+    ) -> Iterator[tuple[list[Worker], int, Callable[[], int]]]:
+        """Start a broker and an engine in each process; also gives what these cost so far."""
+        with ExitStack() as stack:
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="memshare-bench-"))
+            )
+            folder.chmod(0o755)  # the broker, without capabilities, must reach its sockets
+            broker_pid = stack.enter_context(open_broker(self._broker, folder))
+            pair = stack.enter_context(self.workers(label, case, busy=busy))
+
+            def total_ns() -> int:
+                return procfs.cpu_ns(broker_pid) + sum(worker.cpu_ns() for worker in pair)
+
+            before_ns = total_ns()
+            for worker in pair:
+                worker.send(f"engine {folder / GROUP}.sock {mode}")
+            for worker in pair:
+                worker.take("engine")
+            yield pair, broker_pid, lambda: total_ns() - before_ns
+
+    def _watch(self, label: str, frames: FrameCounter, cpu_ns: Callable[[], int]) -> Reached:
+        """Look again and again until the target is reached; the caller adds the time to read."""
+        pages = 2 * self._size_bytes // PAGE_BYTES
+        # A quarter are zeros; of another quarter one side's half is left.
+        oracle = pages // 4 + pages // 8
+        start = time.monotonic()
+        last_fraction, last_seconds = 0.0, 0.0
+        while True:
+            fraction = (pages - frames.count()) / oracle
+            cpu_seconds, seconds = cpu_ns() / 1e9, time.monotonic() - start
+            self._progress.update(
+                f"{label}: {fraction:6.1%} of the oracle, {cpu_seconds:.2f} s CPU"
+            )
+            if fraction >= TARGET_RATIO:
+                return Reached(cpu_seconds, seconds, fraction, 0.0)
+            if seconds > LIMIT_SECONDS:
+                raise NotConvergedError("it", fraction)
+            speed = (fraction - last_fraction) / max(seconds - last_seconds, 1e-6)
+            last_fraction, last_seconds = fraction, seconds
+            wait = (TARGET_RATIO - fraction) / speed / 2 if speed > 0 else LOOK_SECONDS_MAX
+            time.sleep(min(max(wait, LOOK_SECONDS_MIN), LOOK_SECONDS_MAX))
+
+
+def reread(pair: Sequence[Worker]) -> float:
+    """Let one process after the other read its region; the time of both together."""
+    return sum(int(worker.ask("read")) for worker in pair) / 1e9
+
+
+def measure(bench: Bench, case: str, busy: bool, repeats: int, facts: dict[str, object]) -> Result:
+    """All repeats of one case; the first run that does not converge ends it."""
+    ours: list[Reached] = []
+    off: list[float] = []
+    ksmd: list[Reached] = []
+    failed: list[float] = []
+    for repeat in range(repeats):
+        label = f"{case}{' busy' if busy else ''} {repeat + 1}/{repeats}"
+        try:
+            ours.append(bench.ours(f"{label} ours", case, busy=busy))
+            off.append(bench.off(f"{label} off", case, ours[-1].wall_seconds, busy=busy))
+            ksmd.append(bench.ksmd(f"{label} ksmd", case, busy=busy))
+        except NotConvergedError as error:
+            print(f"{label}: {error}", file=sys.stderr)
+            failed.append(error.fraction)
+            break
+    net = [reached.cpu_seconds - base for reached, base in zip(ours, off, strict=False)]
+    good = not failed
+    ours_cpu = statistics.median(net) if good else None
+    ksmd_cpu = statistics.median(run.cpu_seconds for run in ksmd) if good else None
+    return msgspec.convert(
+        {
+            "case": case,
+            "busy": busy,
+            "ours_cpu_seconds": ours_cpu,
+            "ksmd_cpu_seconds": ksmd_cpu,
+            "cpu_ratio": ours_cpu / ksmd_cpu if ours_cpu is not None and ksmd_cpu else None,
+            "oracle_fraction": min([run.oracle_fraction for run in [*ours, *ksmd]] + failed),
+            "reread_seconds_ours": statistics.median(r.reread_seconds for r in ours)
+            if good
+            else None,
+            "reread_seconds_ksm": statistics.median(r.reread_seconds for r in ksmd)
+            if good
+            else None,
+            "ours": ours,
+            "off_cpu_seconds": off,
+            "ksmd": ksmd,
+            **facts,
+        },
+        Result,
+    )
+
+
+def misses(results: Sequence[Result]) -> list[str]:
+    """What is not as it must be. Pure."""
+    found = []
+    for result in results:
+        name = f"{result.case}{' busy' if result.busy else ''}"
+        bar = BAR_RATIO.get(result.case)
+        if result.cpu_ratio is None:
+            found.append(f"{name}: stopped at {result.oracle_fraction:.1%} of the oracle")
+        elif bar and result.size_bytes == BAR_SIZE_BYTES and result.cpu_ratio > bar:
+            found.append(f"{name}: cpu_ratio {result.cpu_ratio:.3f} is above its bar, {bar}")
+    return found
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print the table."""
+    columns = [
+        Column("case", "case"),
+        Column("busy", "busy"),
+        Column("ours", "ours CPU s", Unit.COUNT),
+        Column("ksmd", "ksmd CPU s", Unit.COUNT),
+        Column("ratio", "ratio", Unit.COUNT),
+        Column("bar", "bar", Unit.COUNT),
+        Column("fraction", "of oracle", Unit.COUNT),
+        Column("reread_ours", "reread ours s", Unit.COUNT),
+        Column("reread_ksm", "reread ksm s", Unit.COUNT),
+    ]
+
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    records = [
+        {
+            "case": result.case,
+            "busy": "yes" if result.busy else "no",
+            "ours": number(result.ours_cpu_seconds, 2),
+            "ksmd": number(result.ksmd_cpu_seconds, 2),
+            "ratio": number(result.cpu_ratio, 3),
+            "bar": number(BAR_RATIO.get(result.case), 2),
+            "fraction": f"{result.oracle_fraction:.1%}",
+            "reread_ours": number(result.reread_seconds_ours, 3),
+            "reread_ksm": number(result.reread_seconds_ksm, 3),
+        }
+        for result in results
+    ]
+    render_table(columns, records, sys.stdout)
+
+
+@contextmanager
+def many_mappings() -> Iterator[None]:
+    """Allow enough mappings for the scattered case; put the limit back."""
+    before = MAX_MAP_COUNT.read_text()
+    try:
+        MAX_MAP_COUNT.write_text(str(MAPPINGS))
+        yield
+    finally:
+        MAX_MAP_COUNT.write_text(before)
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end it as Ctrl-C does; a second one does not disturb the clean-up."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in signals:
+        signal.signal(number, interrupt)
+
+
+def machine_facts() -> dict[str, object]:
+    """Where the figures come from."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in (procfs.PROC / "cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "kernel": platform.release(),
+        "cpu_model": f"{len(models)} x {models[0] if models else platform.machine()}",
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def parse_size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
+    """Take bytes with K, M or G."""
+    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 1)
+    digits = text[:-1] if factor > 1 else text
+    if not digits.isdigit() or int(digits) * factor < 1 << 20 or int(digits) * factor % (1 << 18):
+        raise click.BadParameter(f"{text}: not at least 1M in steps of 256K")
+    return int(digits) * factor
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--case", "cases", type=click.Choice(CASES), multiple=True, help="Default: both.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--size", default="1G", show_default=True, callback=parse_size, help="Of a region.")
+def main(json_file: Path | None, cases: Sequence[str], repeats: int, size: int) -> None:
+    """Measure the engine against ksmd; exit 1 when a bar is missed or a case did not converge."""
+    if os.geteuid() != 0:
+        raise HostError("this needs root: it reads page tables and sets KSM's knobs")
+    end_on_signals()
+    build = Path(os.environ.get("MEMSHARE_BUILD", SOURCE / "build"))
+    if json_file:
+        json_file.unlink(missing_ok=True)  # an old one must not pass for this run's
+    facts = {**machine_facts(), "size_bytes": size}
+    progress = Progress()
+    results: list[Result] = []
+    try:
+        with many_mappings(), ksm.preserved():
+            bench = Bench(build, size, progress)
+            for case in cases or CASES:
+                for busy in (False, True):
+                    results.append(measure(bench, case, busy, repeats, facts))
+    finally:
+        progress.end()
+    show(results)
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+        print(f"written: {json_file}")
+    if problems := misses(results):
+        raise MeasurementError("; ".join(problems))
+
+
+if __name__ == "__main__":
+    run(main, sys.argv[1:], "./dev bench engine")

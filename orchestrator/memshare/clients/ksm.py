@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel's own same-page merging: its knobs in /sys, its thread, whose memory it scans."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from memshare.clients import procfs
+from memshare.errors import HostError
+
+KSM = Path("/sys/kernel/mm/ksm")
+RUN_STOP, RUN_MERGE, RUN_UNMERGE = "0", "1", "2"
+
+
+def read_knobs() -> dict[str, str]:
+    """Everything that can be set; a choice such as `[none] scan-time` by what is chosen."""
+    knobs = {}
+    for path in sorted(KSM.iterdir()):
+        if path.stat().st_mode & 0o200:
+            text = path.read_text().strip()
+            chosen = [word[1:-1] for word in text.split() if word.startswith("[")]
+            knobs[path.name] = chosen[0] if chosen else text
+    return knobs
+
+
+def write_knobs(knobs: Mapping[str, str]) -> None:
+    """Set those that differ.
+
+    The advisor refuses other knobs while it is on, and sets some itself: it is off meanwhile. `run`
+    comes last.
+    """
+
+    def write(name: str, value: str) -> None:
+        if read_knobs().get(name) != value:
+            (KSM / name).write_text(value)
+
+    if "advisor_mode" in read_knobs():
+        write("advisor_mode", "none")
+    for name in sorted(knobs.keys() - {"advisor_mode", "run"}):
+        write(name, knobs[name])
+    for name in ("advisor_mode", "run"):
+        if name in knobs:
+            write(name, knobs[name])
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Give back what was merged and put all knobs back as they were, on every way out."""
+    if not KSM.exists():
+        raise HostError("this kernel has no KSM to compare with")
+    before = read_knobs()
+    try:
+        yield
+    finally:
+        # Some knobs cannot be set while pages are merged.
+        (KSM / "run").write_text(RUN_UNMERGE)
+        write_knobs(before)
+
+
+def ksmd_pid() -> int:
+    """Find the kernel's thread: a child of kthreadd, so that no program can pass for it."""
+    for entry in procfs.PROC.iterdir():
+        try:
+            stat = (entry / "stat").read_text() if entry.name.isdigit() else ""
+        except OSError:
+            continue  # ended meanwhile
+        name, _, rest = stat.rpartition(")")
+        if name.endswith("(ksmd") and rest.split()[1] == "2":
+            return int(entry.name)
+    raise HostError("there is no ksmd")
+
+
+def processes_marked() -> list[str]:
+    """Processes whose memory ksmd would scan, as `PID (NAME)`."""
+    found = []
+    for entry in procfs.PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            lines = (entry / "ksm_stat").read_text().splitlines()
+            name = (entry / "comm").read_text().strip()
+        except OSError:
+            continue  # ended meanwhile
+        if "ksm_mergeable: yes" in lines or "ksm_merge_any: yes" in lines:
+            found.append(f"{entry.name} ({name})")
+    return found
