@@ -20,7 +20,7 @@ import msgspec
 
 from memshare.bench import oracle
 from memshare.bench.cost import Cost, memory_used_bytes, overhead_bytes, read_cost
-from memshare.bench.fleet import Fleet, Guest, IntegrityError, build_image, open_fleet
+from memshare.bench.fleet import AgentError, Fleet, Guest, build_image, open_fleet
 from memshare.bench.progress import Progress
 from memshare.cli import run
 from memshare.clients import procfs
@@ -127,13 +127,22 @@ async def ask_all(guests: Sequence[Guest], request: str) -> list[str]:
     return [task.result() for task in tasks]
 
 
-async def verify(guests: Sequence[Guest], expected: Sequence[str]) -> None:
-    """All guests read their files; their sums must be those that we kept."""
-    for guest, found, wanted in zip(guests, await ask_all(guests, "verify"), expected, strict=True):
-        if found != wanted:
-            raise IntegrityError(
-                f"guest {guest.name}: verify: sums differ from those noted outside"
-            )
+async def verify(guests: Sequence[Guest], expected: Sequence[str]) -> list[str]:
+    """All guests read their files; return what is not as noted outside of them."""
+
+    async def one(guest: Guest, wanted: str) -> list[str]:
+        try:
+            found = await guest.ask("verify", ANSWER_SECONDS)
+        except AgentError as error:
+            return [str(error)]
+        return [] if found == wanted else [f"guest {guest.name}: sums differ from those noted"]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(one(guest, wanted))
+            for guest, wanted in zip(guests, expected, strict=True)
+        ]
+    return [problem for task in tasks for problem in task.result()]
 
 
 async def measure(fleet: Fleet, memories: Sequence[oracle.GuestMemory], *, settle: bool) -> Measure:
@@ -217,12 +226,16 @@ async def share(
     memories: Sequence[oracle.GuestMemory],
     expected: Sequence[str],
     progress: Progress,
-) -> None:
-    """Switch sharing on and wait for it, while the guests verify without a pause."""
+) -> list[str]:
+    """Switch sharing on and wait for it, while the guests verify without a pause.
+
+    Returns what they found wrong.
+    """
+    problems: list[str] = []
 
     async def keep_verifying(done: asyncio.Event) -> None:
-        while not done.is_set():
-            await verify(fleet.guests, expected)
+        while not done.is_set() and not problems:
+            problems.extend(await verify(fleet.guests, expected))
 
     await tell(fleet.guests, mode="content", scan_rate=SCAN_RATE_PAGES)
     done = asyncio.Event()
@@ -232,6 +245,7 @@ async def share(
             await settled(fleet, memories, progress)
         finally:
             done.set()
+    return problems
 
 
 async def demo(build: Path, image: Path, guests: int, progress: Progress) -> Result:
@@ -246,27 +260,23 @@ async def demo(build: Path, image: Path, guests: int, progress: Progress) -> Res
         progress.update("each guest fills 64 MiB of files")
         expected = await ask_all(fleet.guests, "fill common")
         if len(set(expected)) != 1:
-            raise IntegrityError("guests made different files from one seed")
-        await verify(fleet.guests, expected)
+            raise MeasurementError("guests made different files from one seed")
+        problems = await verify(fleet.guests, expected)
         progress.update("measuring with sharing off")
         memories = [oracle.GuestMemory(guest.pid, RAM_BYTES) for guest in fleet.guests]
         before = await measure(fleet, memories, settle=False)
 
-        integrity = "ok"
-        await share(fleet, memories, expected, progress)
+        problems += await share(fleet, memories, expected, progress)
         progress.update("measuring with sharing on")
         now = await measure(fleet, memories, settle=True)
-        later: Measure | None = None
-        try:
-            progress.update("all verify; one overwrites half of its files; all verify again")
-            await verify(fleet.guests, expected)
-            expected[0] = await fleet.guests[0].ask("overwrite other", ANSWER_SECONDS)
-            await verify(fleet.guests, expected)
-            progress.update("measuring after the overwrite")
-            later = await measure(fleet, memories, settle=True)
-            await verify(fleet.guests, expected)
-        except IntegrityError as error:
-            integrity = str(error)
+        progress.update("all verify; one overwrites half of its files; all verify again")
+        problems += await verify(fleet.guests, expected)
+        expected[0] = await fleet.guests[0].ask("overwrite other", ANSWER_SECONDS)
+        problems += await verify(fleet.guests, expected)
+        progress.update("measuring after the overwrite")
+        later = await measure(fleet, memories, settle=True)
+        problems += await verify(fleet.guests, expected)
+        integrity = "; ".join(dict.fromkeys(problems)) or "ok"
         progress.update("stopping guests and broker")
         result = make_result(before, now, integrity)
         progress.end()
@@ -342,7 +352,7 @@ def misses(result: Result) -> list[str]:
     return problems
 
 
-def show(result: Result, before: Measure, now: Measure, later: Measure | None) -> None:
+def show(result: Result, before: Measure, now: Measure, later: Measure) -> None:
     """Print the table."""
     columns = (
         Column("figure", ""),
@@ -350,21 +360,21 @@ def show(result: Result, before: Measure, now: Measure, later: Measure | None) -
         Column("on", "ON", Unit.BYTES),
         Column("later", "AFTER OVERWRITE", Unit.BYTES),
     )
-    after = make_result(before, later, result.integrity) if later else None
+    after = make_result(before, later, result.integrity)
 
     def row(figure: str, off: int | None, name: str) -> dict[str, int | str | None]:
         return {
             "figure": figure,
             "off": off,
             "on": getattr(result, name),
-            "later": getattr(after, name) if after else None,
+            "later": getattr(after, name),
         }
 
-    def ratio(one: Result | None) -> str | None:
-        return f"{one.frames_freed_bytes / max(1, one.oracle_bytes):.1%}" if one else None
+    def ratio(one: Result) -> str:
+        return f"{one.frames_freed_bytes / max(1, one.oracle_bytes):.1%}"
 
-    def times(value: float | None) -> str | None:
-        return f"{value:.2f}x" if value is not None else None
+    def times(value: float) -> str:
+        return f"{value:.2f}x"
 
     rows: list[dict[str, int | str | None]] = [
         row(f"RAM given to {result.guests} guests", result.ram_given_bytes, "ram_given_bytes"),
@@ -373,7 +383,7 @@ def show(result: Result, before: Measure, now: Measure, later: Measure | None) -
             "figure": "overcommit ratio",
             "off": times(result.overcommit_ratio_off),
             "on": times(result.overcommit_ratio),
-            "later": times(after.overcommit_ratio) if after else None,
+            "later": times(after.overcommit_ratio),
         },
         row("frames freed", 0, "frames_freed_bytes"),
         row("most that could be freed", before.oracle_bytes, "oracle_bytes"),
@@ -384,7 +394,7 @@ def show(result: Result, before: Measure, now: Measure, later: Measure | None) -
         {
             "figure": "scan CPU so far",
             "on": f"{result.scan_cpu_seconds:.1f} s",
-            "later": f"{after.scan_cpu_seconds:.1f} s" if after else None,
+            "later": f"{after.scan_cpu_seconds:.1f} s",
         },
         {"figure": "integrity", "on": result.integrity},
     ]

@@ -98,7 +98,7 @@ class Guest:
         answer = await self.watch(seconds, asyncio.ensure_future(self._reply()))
         verdict, _, rest = answer.partition(" ")
         if verdict != "ok":
-            raise IntegrityError(f"guest {self.name}: {request}: {rest or answer}")
+            raise AgentError(f"guest {self.name}: {request}: {rest or answer}")
         return rest
 
     @asynccontextmanager
@@ -119,8 +119,8 @@ class Guest:
         await end_process(self._process)
 
 
-class IntegrityError(MemshareError):
-    """A guest found other bytes in its memory than it wrote."""
+class AgentError(MemshareError):
+    """A guest's agent said `bad`: it could not do what was asked, or found other bytes than it wrote."""
 
 
 class Fleet:
