@@ -30,7 +30,7 @@ typedef struct Plan {
     uint64_t calls;       /* so far */
     uint64_t first, last; /* calls to fail: first <= number < last, counted from 0 */
     int error;
-    bool unmaps;          /* MAP_OVER: the target is unmapped, as the kernel's may be */
+    bool is_half;         /* they do part of their work all the same */
     uint64_t gate;        /* number of the call to hold back */
     bool has_gate;
     unsigned linger_ns;
@@ -38,7 +38,16 @@ typedef struct Plan {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+typedef struct Poke {
+    Point point;
+    uint64_t call;
+    volatile uint8_t *address;
+    uint8_t value;
+} Poke;
+
 static Plan plans[POINTS];
+static Poke pokes[16];
+static unsigned poke_count;
 static bool gate_reached, gate_open;
 static uintptr_t watched_start, watched_end;
 static unsigned sabotage;
@@ -51,7 +60,7 @@ static bool is_watched(uint64_t address)
 }
 
 /* Counts the call, waits at its gate, and says with which error it is to fail; 0: it is to be made. */
-static int pass(Point point, bool *ret_unmaps)
+static int pass(Point point, bool *ret_half)
 {
     int error = 0;
     pthread_mutex_lock(&lock);
@@ -65,8 +74,12 @@ static int pass(Point point, bool *ret_unmaps)
     }
     if (number >= plan->first && number < plan->last) {
         error = plan->error;
-        if (ret_unmaps)
-            *ret_unmaps = plan->unmaps;
+        if (ret_half)
+            *ret_half = plan->is_half;
+    }
+    for (unsigned i = 0; i < poke_count; i++) {
+        if (pokes[i].point == point && pokes[i].call == number)
+            *pokes[i].address = pokes[i].value;
     }
     struct timespec pause = {.tv_nsec = plan->linger_ns};
     pthread_mutex_unlock(&lock);
@@ -99,18 +112,19 @@ void faults_reset(void)
     gate_open = true;
     gate_reached = false;
     sabotage = 0;
+    poke_count = 0;
     pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&lock);
 }
 
-void faults_fail(int point, uint64_t after, uint64_t times, int error, int unmaps)
+void faults_fail(int point, uint64_t after, uint64_t times, int error, int half)
 {
     pthread_mutex_lock(&lock);
     Plan *plan = &plans[point];
     plan->first = plan->calls + after;
     plan->last = plan->first + times;
     plan->error = error;
-    plan->unmaps = unmaps;
+    plan->is_half = half;
     pthread_mutex_unlock(&lock);
 }
 
@@ -151,6 +165,14 @@ void faults_open_gate(void)
     for (int i = 0; i < POINTS; i++)
         plans[i].has_gate = false;
     pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+}
+
+void faults_poke(int point, uint64_t after, void *address, int value)
+{
+    pthread_mutex_lock(&lock);
+    pokes[poke_count++ % 16] =
+        (Poke){(Point)point, plans[point].calls + after, address, (uint8_t)value};
     pthread_mutex_unlock(&lock);
 }
 
@@ -237,7 +259,10 @@ int ioctl(int fd, unsigned long request, ...)
         return call_move(fd, argument);
     int point = is_active ? point_of_ioctl(request, argument) : -1;
     if (point >= 0) {
-        int error = pass((Point)point, NULL);
+        bool is_half = false;
+        int error = pass((Point)point, &is_half);
+        if (error && is_half)
+            syscall(SYS_ioctl, fd, request, argument);
         if (error)
             return fail(error);
         if (point == WAKE && (sabotage & NO_WAKE))
@@ -253,10 +278,10 @@ void *mremap(void *address, size_t old_bytes, size_t new_bytes, int flags, ...)
     void *target = (flags & MREMAP_FIXED) ? va_arg(arguments, void *) : NULL;
     va_end(arguments);
     if (is_active && target && is_watched((uintptr_t)target)) {
-        bool unmaps = false;
-        int error = pass(MAP_OVER, &unmaps);
+        bool is_half = false;
+        int error = pass(MAP_OVER, &is_half);
         if (error) {
-            if (unmaps)
+            if (is_half)
                 syscall(SYS_munmap, target, new_bytes);
             errno = error;
             return MAP_FAILED;

@@ -35,9 +35,11 @@ typedef enum Sabotage {
 void faults_watch(void *start, size_t length_bytes);
 /* Forgets plans, counts and gates, and lets all who wait pass. */
 void faults_reset(void);
-/* Of the calls from now on, after so many let times of them fail. unmaps, for MAP_OVER: the target is
- * gone then, as the kernel may leave it. */
-void faults_fail(int point, uint64_t after, uint64_t times, int error, int unmaps);
+/* Of the calls from now on, after so many let times of them fail. half: they do part of their work all
+ * the same, as the kernel's may: MAP_OVER unmaps its target, registrations are made. */
+void faults_fail(int point, uint64_t after, uint64_t times, int error, int half);
+/* A byte is written just before the call after so many from now on, as if by a guest. */
+void faults_poke(int point, uint64_t after, void *address, int value);
 uint64_t faults_calls(int point);
 /* The call after so many from now on waits until faults_open_gate(). */
 void faults_gate(int point, uint64_t after);

@@ -93,10 +93,15 @@ class Faults:
         self.lib.faults_watch(self._ffi.cast("void *", address), length_bytes)
 
     def fail(
-        self, point: str, error: int, *, after: int = 0, times: int = 1, unmaps: bool = False
+        self, point: str, error: int, *, after: int = 0, times: int = 1, half: bool = False
     ) -> None:
         """Let calls fail, the first one after ``after`` more."""
-        self.lib.faults_fail(self._number(point), after, times, error, unmaps)
+        self.lib.faults_fail(self._number(point), after, times, error, half)
+
+    def poke(self, point: str, address: int, value: int, *, after: int = 0) -> None:
+        """Write a byte just before a call is made, as a guest might."""
+        pointer = self._ffi.cast("void *", address)
+        self.lib.faults_poke(self._number(point), after, pointer, value)
 
     def calls(self, point: str) -> int:
         """How many there have been."""
@@ -157,4 +162,5 @@ def run_scenario(
         )
     except subprocess.TimeoutExpired as error:
         taken = time.monotonic() - started
-        raise Hung(f"killed after {taken:.0f} s\n{error.stdout}\n{error.stderr}") from None
+        tail = (error.stderr or b"").decode(errors="replace")[-2000:]
+        raise Hung(f"killed after {taken:.0f} s; it said last:\n{tail}") from None
