@@ -71,13 +71,21 @@ int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshViews *views,
     return msh_error_set(error, result, "no means to rebuild memory: %s", strerror(-result));
 }
 
-void msh_rebuild_fini(MshRebuild *rebuild)
+/* Closing the descriptor unregisters everything and wakes everybody; no more is rebuilt. */
+static void stop(MshRebuild *rebuild)
 {
+    if (!msh_rebuild_works(rebuild))
+        return;
     (void)eventfd_write(rebuild->stop_fd, 1);
     pthread_join(rebuild->event_thread, NULL);
+    msh_uffd_close(&rebuild->uffd);
+}
+
+void msh_rebuild_fini(MshRebuild *rebuild)
+{
+    stop(rebuild);
     munmap(rebuild->copies, msh_pages_to_bytes(MSH_REBUILD_PAGES));
     close(rebuild->stop_fd);
-    msh_uffd_close(&rebuild->uffd);
 }
 
 static Site find_site(MshRegion *region, uint32_t page, uint32_t end)
@@ -98,14 +106,12 @@ static Site find_site(MshRegion *region, uint32_t page, uint32_t end)
 }
 
 /* Memory with exactly the flags of the region's own, or the kernel would not join it; never touched. */
-static uint8_t *map_fresh(const Site *site, void *at)
+static uint8_t *map_fresh(const Site *site)
 {
     const MshRegion *region = site->region;
     uint8_t *fresh =
-        mmap(at, site->length_bytes, PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | (region->no_reserve ? MAP_NORESERVE : 0) |
-                 (at ? MAP_FIXED : 0),
-             -1, 0);
+        mmap(NULL, site->length_bytes, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | (region->no_reserve ? MAP_NORESERVE : 0), -1, 0);
     if (fresh == MAP_FAILED)
         return NULL;
     if (region->dont_fork)
@@ -152,6 +158,22 @@ static void move_in(MshRebuild *rebuild, const Site *site)
     }
 }
 
+/* Only ever with memory that is registered: any other would show zeros to who touches it before the
+ * contents are in, and swallow what is written. -errno: the old mapping is there still. */
+static int put_in_place(const Site *site, uint8_t *fresh)
+{
+    unsigned char residency[MSH_REBUILD_PAGES];
+    while (mremap(fresh, site->length_bytes, site->length_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+                  site->home) != site->home) {
+        int result = -errno;
+        if (mincore(site->home, site->length_bytes, residency) == 0)
+            return result;
+        /* It failed after it had unmapped its target: there is no way back. I1 */
+        sched_yield();
+    }
+    return 0;
+}
+
 static int replace(MshRebuild *rebuild, Site *site, uint8_t *fresh)
 {
     int result = msh_uffd_register(&rebuild->uffd, site->wide, site->wide_bytes, MODES);
@@ -160,16 +182,10 @@ static int replace(MshRebuild *rebuild, Site *site, uint8_t *fresh)
     if (result < 0)
         return result;
     copy_out(rebuild, site);
-    if (mremap(fresh, site->length_bytes, site->length_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-               site->home) != site->home) {
-        /* It may have unmapped its target first. The contents are safe: put plain memory there. */
-        munmap(fresh, site->length_bytes);
-        while (!map_fresh(site, site->home) ||
-               msh_uffd_register(&rebuild->uffd, site->home, site->length_bytes, MODES) < 0)
-            sched_yield();
-    }
-    move_in(rebuild, site);
-    return 0;
+    result = put_in_place(site, fresh);
+    if (result == 0)
+        move_in(rebuild, site);
+    return result;
 }
 
 static void record(MshRebuild *rebuild, const Site *site, MshSlot *returned, size_t *returned_count)
@@ -204,7 +220,7 @@ int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint3
                     size_t *ret_returned_count)
 {
     Site site = find_site(region, page, end);
-    uint8_t *fresh = map_fresh(&site, NULL);
+    uint8_t *fresh = map_fresh(&site);
     if (!fresh)
         return -errno;
     int result = msh_uffd_register(&rebuild->uffd, fresh, site.length_bytes, MODES);
@@ -217,8 +233,10 @@ int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint3
         munmap(fresh, site.length_bytes);
     /* Also when something failed: this takes the protection off again, and sleepers must not sleep
      * on. I8 */
-    msh_uffd_unregister(&rebuild->uffd, site.wide, site.wide_bytes);
+    bool is_stuck = msh_uffd_unregister(&rebuild->uffd, site.wide, site.wide_bytes) < 0;
     msh_uffd_wake(&rebuild->uffd, site.wide, site.wide_bytes);
+    if (is_stuck)
+        stop(rebuild); /* or who touches a hole there would sleep for ever */
     if (result < 0)
         return result;
     *ret_returned_count = 0;

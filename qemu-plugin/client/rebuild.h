@@ -38,6 +38,12 @@ int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshViews *views,
                      MshCounters *counters, MshError *error);
 void msh_rebuild_fini(MshRebuild *rebuild);
 
+/* False once its userfaultfd was lost: every run fails then. */
+static inline bool msh_rebuild_works(const MshRebuild *rebuild)
+{
+    return rebuild->uffd.fd >= 0;
+}
+
 /* Rebuilds the run of mapped pages that begins at page and ends before end, at most
  * MSH_REBUILD_PAGES, and sets *ret_end behind it. Slots of pages that were SHARED are written to
  * ret_returned. -errno: the pages are as they were. */

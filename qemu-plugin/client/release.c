@@ -6,7 +6,8 @@
 
 static bool may_rebuild(const MshEngine *engine)
 {
-    return engine->has_rebuild && engine->nothing_pinned && engine->nothing_pinned(engine->opaque);
+    return engine->has_rebuild && msh_rebuild_works(&engine->rebuild) &&
+           !atomic_load(&((MshEngine *)engine)->is_held) && engine->nothing_pinned && engine->nothing_pinned(engine->opaque);
 }
 
 bool msh_release_is_due(const MshEngine *engine)

@@ -71,14 +71,14 @@ static void *scratch_page(const MshWindow *window, uint32_t page)
     return window->scratch + msh_pages_to_bytes(page);
 }
 
-static int map_scratch(MshWindow *window, void *at, size_t length_bytes)
+static int map_scratch(MshWindow *window)
 {
-    void *area = mmap(at, length_bytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at ? MAP_FIXED : 0), -1, 0);
+    size_t length_bytes = msh_pages_to_bytes(MSH_WINDOW_SCRATCH_PAGES);
+    void *area = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
         return -errno;
-    if (!at)
-        window->scratch = area;
+    window->scratch = area;
     madvise(area, length_bytes, MADV_DONTFORK);
     madvise(area, length_bytes, MADV_DONTDUMP);
     madvise(area, length_bytes, MADV_NOHUGEPAGE);
@@ -96,7 +96,7 @@ int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
     int result = msh_uffd_open(&window->uffd, device_fd, false, error);
     if (result < 0)
         return result;
-    result = map_scratch(window, NULL, msh_pages_to_bytes(MSH_WINDOW_SCRATCH_PAGES));
+    result = map_scratch(window);
     if (result < 0) {
         msh_window_fini(window);
         return msh_error_set(error, result, "no scratch area for moved pages: %s",
@@ -194,6 +194,9 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
         while (take && fit < length && page + fit < region->pages &&
                region->state[page + fit] == MSH_PAGE_PRIVATE)
             fit++;
+        if (fit && view && plan->runs &&
+            (view->dont_fork != region->dont_fork || view->dont_dump != region->dont_dump))
+            break; /* an earlier run needs the template as it is */
         Span *span = fit ? span_for(plan, region, page, (uint32_t)fit) : NULL;
         if (fit && !span)
             break; /* full */
@@ -280,33 +283,22 @@ static void move_back(MshWindow *window, MshRegion *region, uint32_t page, uint3
     }
 }
 
-/* The mapping failed after it may have unmapped its target: give the address memory again, with the
- * page that was there. I1 */
+/* The mapping failed, and may have unmapped its target before: the page goes back, with its memory
+ * where its address has none. Other memory must not stand there for a moment: it would show zeros. I1 */
 static void restore(MshWindow *window, Run *run, uint32_t at, uint32_t pages)
 {
+    unsigned char residency[RUN_PAGES];
     void *home = msh_region_address(run->region, run->page + at);
-    uint8_t *here = scratch_page(window, run->scratch + at);
+    void *here = scratch_page(window, run->scratch + at);
     size_t length_bytes = msh_pages_to_bytes(pages);
-    size_t moved_bytes = 0;
-    /* If the target is still there, still registered, this is all it takes. */
-    if (msh_uffd_move(&window->uffd, home, here, length_bytes, &moved_bytes) == 0)
+    if (mincore(home, length_bytes, residency) == 0) {
+        move_back(window, run->region, run->page + at, run->scratch + at, pages);
         return;
-    uint32_t moved = (uint32_t)msh_bytes_to_pages(moved_bytes);
-    home = (uint8_t *)home + moved_bytes;
-    here += moved_bytes;
-    length_bytes -= moved_bytes;
-    if (!moved && mremap(here, length_bytes, length_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, home) ==
-                      home) {
-        while (map_scratch(window, here, length_bytes) < 0)
-            sched_yield();
-    } else {
-        while (mmap(home, length_bytes, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED ||
-               msh_uffd_register(&window->uffd, home, length_bytes, MSH_UFFD_MISSING_PAGES) < 0)
-            sched_yield();
-        move_back(window, run->region, run->page + at + moved, run->scratch + at + moved,
-                  pages - moved);
     }
+    /* DONTUNMAP: no one else's mapping may get between the scratch pages. */
+    while (mremap(here, length_bytes, length_bytes,
+                  MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, home) != home)
+        sched_yield();
     madvise(home, length_bytes, run->region->dont_fork ? MADV_DONTFORK : MADV_DOFORK);
     madvise(home, length_bytes, run->region->dont_dump ? MADV_DONTDUMP : MADV_DODUMP);
 }
@@ -419,32 +411,33 @@ static void count_window(MshWindow *window, uint64_t took_ns)
         window->effort += EFFORT_MIN / 4;
 }
 
-static int close_spans(MshWindow *window, Plan *plan)
+static void close_spans(MshWindow *window, Plan *plan)
 {
-    int result = 0;
+    bool is_stuck = false;
     for (size_t i = 0; i < plan->spans; i++) {
         const Span *span = &plan->span[i];
-        if (!span->open)
-            continue;
         void *start = msh_region_address(span->region, span->first);
         size_t length_bytes = msh_pages_to_bytes(span->end - span->first);
-        if (msh_uffd_unregister(&window->uffd, start, length_bytes) < 0)
-            result = -EIO;
+        /* Also where registering failed: part of the span may be registered all the same. */
+        int result = msh_uffd_unregister(&window->uffd, start, length_bytes);
+        is_stuck |= result < 0 && span->open;
         /* Always, and all of it: unregistering wakes sleepers only where the span is registered still;
          * one asleep on a page just replaced would sleep for ever. I8 */
         msh_uffd_wake(&window->uffd, start, length_bytes);
     }
-    return result;
+    /* Closing the descriptor unregisters everything and wakes everybody. */
+    if (is_stuck)
+        msh_uffd_close(&window->uffd);
 }
 
-int msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
-                     MshSlot *ret_returned, size_t *ret_returned_count)
+size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
+                        MshSlot *ret_returned, size_t *ret_returned_count)
 {
     Plan plan;
     *ret_returned_count = 0;
     make_plan(window, &plan, candidates, count, ret_returned, ret_returned_count);
     if (plan.runs == 0)
-        return (int)plan.candidates;
+        return plan.candidates;
 
     uint64_t opened_ns = now_ns();
     for (size_t i = 0; i < plan.spans; i++) {
@@ -460,7 +453,7 @@ int msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t c
             work(window, run);
     }
     msh_count(&window->counters->slept_faults, msh_uffd_discard_events(&window->uffd));
-    int result = close_spans(window, &plan);
+    close_spans(window, &plan);
     uint64_t took_ns = now_ns() - opened_ns;
 
     uint32_t scratch = plan.run[runs - 1].scratch + plan.run[runs - 1].pages;
@@ -473,10 +466,5 @@ int msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t c
     for (size_t i = 0; i < runs; i++)
         record(window, &plan.run[i], ret_returned, ret_returned_count);
     count_window(window, took_ns);
-    if (result < 0) {
-        /* Closing the descriptor unregisters everything and wakes everybody. */
-        msh_uffd_close(&window->uffd);
-        return result;
-    }
-    return (int)plan.candidates;
+    return plan.candidates;
 }

@@ -41,10 +41,16 @@ int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
                     const MshViews *views, MshCounters *counters, MshError *error);
 void msh_window_fini(MshWindow *window);
 
-/* Opens one window for as many of the candidates (sorted, one a frame), from the first on, as fit, and closes it.
- * Returns how many are done with. Slots that were not mapped after all are written to ret_returned,
- * which has room for count. -EIO: the userfaultfd is lost; no page is, but no window opens again. */
-int msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
-                     MshSlot *ret_returned, size_t *ret_returned_count);
+/* Opens one window for as many of the candidates (sorted, one a frame), from the first on, as fit, and
+ * closes it. Returns how many are done with, at least one. Slots that were not mapped after all are
+ * written to ret_returned, which has room for count. If it cannot be closed properly the userfaultfd is
+ * given up (msh_window_works): no page is lost, but no window may be opened again. */
+size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
+                        MshSlot *ret_returned, size_t *ret_returned_count);
+
+static inline bool msh_window_works(const MshWindow *window)
+{
+    return window->uffd.fd >= 0;
+}
 
 #endif

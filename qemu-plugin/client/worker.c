@@ -193,22 +193,19 @@ static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size
     if (count > MSH_SCAN_BLOCK_PAGES)
         count = MSH_SCAN_BLOCK_PAGES;
     bool is_content = candidates->slot != MSH_SLOT_ZERO;
-    int done = may_merge(engine, is_content)
-                   ? msh_window_merge(&engine->window, candidates, count, returned, &returned_count)
-                   : -ECANCELED;
-    if (done == -EIO) {
+    size_t done = 1;
+    if (may_merge(engine, is_content))
+        done = msh_window_merge(&engine->window, candidates, count, returned, &returned_count);
+    else if (is_content)
+        returned[returned_count++] = (MshSlot){candidates->slot};
+    if (engine->has_window && !msh_window_works(&engine->window)) {
         msh_text_set(&engine->texts, &engine->barred_reason, "the userfaultfd was lost");
         atomic_store(&engine->is_barred, true);
         msh_window_fini(&engine->window);
         engine->has_window = false;
     }
-    if (done < 0) {
-        done = 1;
-        if (is_content)
-            returned[returned_count++] = (MshSlot){candidates->slot};
-    }
     msh_worker_return_slots(engine, returned, returned_count);
-    return (size_t)done;
+    return done;
 }
 
 static void merge_all(MshEngine *engine, MshCandidates *candidates, bool is_paced)
