@@ -216,19 +216,54 @@ static int receive_messages(MshChannel *channel)
     return result == -EAGAIN ? 0 : result;
 }
 
-static int push(MshChannel *channel, const MshRequest *request)
-{
-    return msh_ring_push_request(&channel->ring, request);
-}
-
 static void signal_broker(MshChannel *channel)
 {
     (void)eventfd_write(channel->to_broker, 1); /* fails only when it is signalled already */
 }
 
-static void give_back(MshChannel *channel, MshSlot remote)
+static void wait_for(MshChannel *channel, int wake_fd, uint64_t timeout_ns)
 {
-    push(channel, &(MshRequest){.op = MSH_REQUEST_RELEASE, .slot = remote.number});
+    struct pollfd waits[3] = {
+        {.fd = channel->to_client, .events = POLLIN},
+        {.fd = channel->socket, .events = POLLIN},
+        {.fd = wake_fd, .events = POLLIN},
+    };
+    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u),
+                               .tv_nsec = (long)(timeout_ns % 1000000000u)};
+    ppoll(waits, 3, &timeout, NULL);
+    if (waits[0].revents & POLLIN) {
+        eventfd_t ignored;
+        eventfd_read(channel->to_client, &ignored);
+    }
+}
+
+/* Releases have no answer that would bound how many are in the ring: any push may find it full of
+ * them. The broker takes requests out whatever it still has to answer. */
+static int wait_room(MshChannel *channel)
+{
+    uint64_t deadline_ns = now_ns() + ANSWER_TIMEOUT_NS;
+    int room;
+    while ((room = msh_ring_request_room(&channel->ring)) == 0) {
+        signal_broker(channel);
+        int result = receive_messages(channel);
+        if (result < 0)
+            return result;
+        if (now_ns() >= deadline_ns)
+            return -ETIMEDOUT;
+        wait_for(channel, -1, 1000000);
+    }
+    return room < 0 ? room : 0;
+}
+
+static int push(MshChannel *channel, const MshRequest *request)
+{
+    int result = wait_room(channel);
+    return result < 0 ? result : msh_ring_push_request(&channel->ring, request);
+}
+
+static int give_back(MshChannel *channel, MshSlot remote)
+{
+    return push(channel, &(MshRequest){.op = MSH_REQUEST_RELEASE, .slot = remote.number});
 }
 
 static int take_match(MshChannel *channel, const MshReply *reply)
@@ -248,7 +283,7 @@ static int take_match(MshChannel *channel, const MshReply *reply)
     if (msh_view_holds(exchange->views->view[local], slot))
         exchange->events.match(exchange->events.opaque, reply->frame, slot);
     else
-        give_back(channel, remote);
+        return give_back(channel, remote);
     return 0;
 }
 
@@ -287,22 +322,6 @@ static int take_replies(MshChannel *channel)
             return result;
     }
     return result == MSH_E_RING_EMPTY ? 0 : result;
-}
-
-static void wait_for(MshChannel *channel, int wake_fd, uint64_t timeout_ns)
-{
-    struct pollfd waits[3] = {
-        {.fd = channel->to_client, .events = POLLIN},
-        {.fd = channel->socket, .events = POLLIN},
-        {.fd = wake_fd, .events = POLLIN},
-    };
-    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u),
-                               .tv_nsec = (long)(timeout_ns % 1000000000u)};
-    ppoll(waits, 3, &timeout, NULL);
-    if (waits[0].revents & POLLIN) {
-        eventfd_t ignored;
-        eventfd_read(channel->to_client, &ignored);
-    }
 }
 
 /* Until at most left requests are unanswered. */
@@ -398,23 +417,6 @@ static void channel_sight(MshExchange *exchange, const MshSighting *sightings, s
     }
 }
 
-/* A release has no answer to wait for; the broker takes requests out without a signal. */
-static int wait_room(MshChannel *channel)
-{
-    uint64_t deadline_ns = now_ns() + ANSWER_TIMEOUT_NS;
-    int room;
-    while ((room = msh_ring_request_room(&channel->ring)) == 0) {
-        signal_broker(channel);
-        int result = receive_messages(channel);
-        if (result < 0)
-            return result;
-        if (now_ns() >= deadline_ns)
-            return -ETIMEDOUT;
-        wait_for(channel, -1, 1000000);
-    }
-    return room < 0 ? room : 0;
-}
-
 static void channel_release(MshExchange *exchange, const MshSlot *slots, size_t count)
 {
     MshChannel *channel = (MshChannel *)exchange;
@@ -426,11 +428,12 @@ static void channel_release(MshExchange *exchange, const MshSlot *slots, size_t 
         /* Grants of an earlier broker ended with it. */
         if (!view || view->source != exchange->views->source)
             continue;
-        if (wait_room(channel) < 0) {
-            drop(channel, "the broker does not answer");
+        int result =
+            give_back(channel, msh_slot(view->segment, msh_slot_position(slots[i])));
+        if (result < 0) {
+            drop(channel, broken_reason(result));
             return;
         }
-        give_back(channel, msh_slot(view->segment, msh_slot_position(slots[i])));
         any = true;
     }
     if (any)
