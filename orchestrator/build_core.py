@@ -33,7 +33,7 @@ typedef struct {
     uint64_t scan_rate_pages;
     uint32_t cpu_limit_percent;
     uint64_t ram_bytes, present_pages, shared_pages, broken_pages, zero_pages, unique_pages,
-        volatile_pages, saved_content_bytes, saved_zero_bytes, overhead_bytes, scanned_pages,
+        volatile_pages, tracked_pages, saved_content_bytes, saved_zero_bytes, overhead_bytes, scanned_pages,
         hashed_pages, merged_pages, zeroed_pages, breaks, rebuilt_pages, compare_failures,
         pinned_skips, scan_cpu_ns, windows;
     uint64_t window_time_ns[...];

@@ -15,7 +15,7 @@ typedef _Atomic uint64_t MshCounter;
 
 typedef struct MshCounters {
     MshCounter ram_bytes, present_pages, shared_pages, broken_pages, zero_pages, unique_pages,
-        volatile_pages;
+        volatile_pages, tracked_pages;
     MshCounter store_cost_bytes; /* this client's fair part of the store */
     MshCounter page_map_bytes;
     MshCounter foreground_cpu_ns; /* of passes on a caller's thread */

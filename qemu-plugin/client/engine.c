@@ -78,6 +78,7 @@ int msh_engine_new(const MshConfig *config, MshEngine **ret_engine, MshError *er
     atomic_init(&engine->cpu_limit_percent, config->cpu_limit_percent);
     engine->window.uffd.fd = engine->scan.pagemap.fd = -1;
     engine->scan.counters = &engine->counters;
+    engine->window.track = &engine->scan.track;
     msh_texts_init(&engine->texts);
     pthread_mutex_init(&engine->work_lock, NULL);
     pthread_mutex_init(&engine->memory_lock, NULL);
@@ -143,6 +144,7 @@ int msh_engine_detach(MshEngine *engine, MshError *error)
     while (msh_release_block(engine, &frame))
         ;
     msh_worker_flush(engine);
+    atomic_store(&engine->wants_anew, true);
     return 0;
 }
 
@@ -169,18 +171,14 @@ int msh_engine_register(MshEngine *engine, void *address, size_t length_bytes, M
     return result;
 }
 
-/* The pages of a region that goes stop counting. */
-static void forget_pages(MshEngine *engine, const MshRegion *region)
+/* What stays mapped from the store is no business of the views any more. */
+static void forget_pages(MshEngine *engine, MshRegion *region)
 {
-    for (uint32_t page = 0; page < region->pages; page++) {
-        if (region->state[page] == MSH_PAGE_HOLE)
-            msh_uncount(&engine->counters.zero_pages, 1);
-        if (region->state[page] != MSH_PAGE_BROKEN)
-            continue;
-        msh_uncount(&engine->counters.broken_pages, 1);
-        atomic_fetch_sub(&msh_views_of(&engine->views, (MshSlot){region->word[page]})->mapped_pages,
-                         1);
-    }
+    for (uint32_t page = 0; page < region->pages; page++)
+        if (msh_region_is_mapped(region, page))
+            atomic_fetch_sub(
+                &msh_views_of(&engine->views, (MshSlot){region->word[page]})->mapped_pages, 1);
+    msh_region_uncount(region, &engine->counters);
 }
 
 int msh_engine_unregister(MshEngine *engine, void *address, MshError *error)
@@ -251,6 +249,9 @@ int msh_engine_hold(MshEngine *engine, bool hold)
     atomic_store(&engine->is_held, hold);
     /* Who gets the lock knows that the last window is closed, and the next one sees the flag. */
     pthread_mutex_lock(&engine->memory_lock);
+    for (size_t i = 0; i < engine->memory.count; i++)
+        msh_track_drop(&engine->scan.track, engine->memory.region[i], 0,
+                       engine->memory.region[i]->pages);
     pthread_mutex_unlock(&engine->memory_lock);
     wake(engine);
     return 0;
@@ -332,6 +333,7 @@ void msh_engine_stats(const MshEngine *engine, MshStats *ret_stats)
         .zero_pages = msh_read(&counters->zero_pages),
         .unique_pages = msh_read(&counters->unique_pages),
         .volatile_pages = msh_read(&counters->volatile_pages),
+        .tracked_pages = msh_read(&counters->tracked_pages),
         .saved_content_bytes =
             less_or_zero(msh_pages_to_bytes(msh_read(&counters->shared_pages)),
                          msh_read(&counters->store_cost_bytes)),

@@ -45,6 +45,7 @@ struct MshEngine {
     /* steering and facts: atomics */
     _Atomic uint32_t mode, ceiling, cpu_limit_percent;
     _Atomic uint64_t scan_rate_pages;
+    _Atomic bool wants_anew; /* the next pass shall look at everything */
     _Atomic bool is_held, is_stopping, is_started, is_connected, is_barred;
     _Atomic uint32_t protocol;
     MshCounters counters;

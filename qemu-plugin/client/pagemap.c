@@ -77,3 +77,51 @@ int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages,
     }
     return 0;
 }
+
+/* Both masks are exactly "written": kernels that lack 40de8160ca7f misreport otherwise, and this form
+ * is the fast one. */
+static struct msh_pm_scan_arg written_scan(const void *start, size_t pages, uint64_t flags,
+                                           struct msh_page_region *regions)
+{
+    return (struct msh_pm_scan_arg){
+        .size = sizeof(struct msh_pm_scan_arg),
+        .flags = flags,
+        .start = (uintptr_t)start,
+        .end = (uintptr_t)start + msh_pages_to_bytes(pages),
+        .vec = (uintptr_t)regions,
+        .vec_len = MSH_PAGEMAP_RANGES,
+        .category_mask = MSH_PAGE_IS_WRITTEN,
+        .return_mask = MSH_PAGE_IS_WRITTEN,
+    };
+}
+
+int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pages,
+                        uint32_t max_pages, MshPageRange ret_ranges[MSH_PAGEMAP_RANGES],
+                        uint64_t *ret_end)
+{
+    struct msh_page_region regions[MSH_PAGEMAP_RANGES];
+    struct msh_pm_scan_arg scan = written_scan(start, pages, 0, regions);
+    scan.max_pages = max_pages;
+    int count = ioctl(pagemap->fd, MSH_PAGEMAP_SCAN, &scan);
+    if (count < 0)
+        return -errno;
+    if (scan.walk_end <= scan.start)
+        return -EIO;
+    for (int i = 0; i < count; i++)
+        ret_ranges[i] = (MshPageRange){.start = regions[i].start, .end = regions[i].end};
+    *ret_end = scan.walk_end;
+    return count;
+}
+
+int msh_pagemap_protect(const MshPagemap *pagemap, const void *start, size_t pages)
+{
+    struct msh_page_region regions[MSH_PAGEMAP_RANGES];
+    struct msh_pm_scan_arg scan = written_scan(start, pages, MSH_PM_SCAN_WP_MATCHING, regions);
+    for (; scan.start < scan.end; scan.start = scan.walk_end) {
+        if (ioctl(pagemap->fd, MSH_PAGEMAP_SCAN, &scan) < 0)
+            return -errno;
+        if (scan.walk_end <= scan.start)
+            return -EIO;
+    }
+    return 0;
+}

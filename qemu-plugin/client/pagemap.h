@@ -33,4 +33,21 @@ void msh_pagemap_close(MshPagemap *pagemap);
 int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages,
                      uint8_t *ret_presence);
 
+enum { MSH_PAGEMAP_RANGES = 64 };
+
+typedef struct MshPageRange {
+    uint64_t start, end; /* addresses */
+} MshPageRange;
+
+/* Of pages registered for asynchronous write protection: which were written since they were protected, or
+ * never were. Stops after max_pages, or when ret_ranges is full. Returns how many ranges, and in *ret_end
+ * up to where it has looked; or -errno. */
+int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pages,
+                        uint32_t max_pages, MshPageRange ret_ranges[MSH_PAGEMAP_RANGES],
+                        uint64_t *ret_end);
+
+/* Protects those that were written anew. An absent page that is protected reads as MSH_SWAPPED from then
+ * on: look at presence before. */
+int msh_pagemap_protect(const MshPagemap *pagemap, const void *start, size_t pages);
+
 #endif

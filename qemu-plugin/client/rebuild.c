@@ -44,7 +44,7 @@ int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshViews *views,
 {
     *rebuild =
         (MshRebuild){.uffd = {-1}, .stop_fd = -1, .views = views, .counters = counters};
-    int result = msh_uffd_open(&rebuild->uffd, device_fd, true, error);
+    int result = msh_uffd_open(&rebuild->uffd, device_fd, MSH_UFFD_FOR_REBUILD, error);
     if (result < 0)
         return result;
     rebuild->copies = mmap(NULL, msh_pages_to_bytes(MSH_REBUILD_PAGES), PROT_READ | PROT_WRITE,
@@ -198,15 +198,10 @@ static void record(MshRebuild *rebuild, const Site *site, MshSlot *returned, siz
         uint32_t page = site->page + i;
         MshSlot slot = {region->word[page]};
         atomic_fetch_sub(&msh_views_of(rebuild->views, slot)->mapped_pages, 1);
-        if (region->state[page] == MSH_PAGE_SHARED) {
-            msh_uncount(&counters->shared_pages, 1);
+        if (region->state[page] == MSH_PAGE_SHARED)
             returned[(*returned_count)++] = slot;
-        } else {
-            msh_uncount(&counters->broken_pages, 1);
-        }
-        region->state[page] = site->is_zero[i] ? MSH_PAGE_HOLE : MSH_PAGE_PRIVATE;
-        region->word[page] = MSH_WORD_UNKNOWN;
-        msh_count(&counters->zero_pages, site->is_zero[i]);
+        msh_region_become(region, page, site->is_zero[i] ? MSH_PAGE_HOLE : MSH_PAGE_PRIVATE,
+                          MSH_WORD_UNKNOWN, counters);
         msh_count(&counters->zeroed_pages, site->is_zero[i]);
     }
     uint32_t after = msh_region_boundaries(region, site->page, end);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "region.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -162,9 +163,9 @@ int msh_region_new(void *address, size_t length_bytes, MshRegion **ret_region, M
     region->pages = (uint32_t)msh_bytes_to_pages(length_bytes);
     region->state = calloc(region->pages, sizeof *region->state);
     region->word = calloc(region->pages, sizeof *region->word);
-    region->is_huge =
-        calloc(msh_region_huge_page(region, region->pages - 1) + 1, sizeof *region->is_huge);
-    if (!region->state || !region->word || !region->is_huge) {
+    region->look = calloc(region->pages, sizeof *region->look);
+    region->block = calloc(msh_region_blocks(region), sizeof *region->block);
+    if (!region->state || !region->word || !region->look || !region->block) {
         msh_region_free(region);
         return msh_error_set(error, -ENOMEM, "no memory for the page map of %zu bytes",
                              length_bytes);
@@ -180,7 +181,8 @@ MshRegion *msh_region_free(MshRegion *region)
     unclaim_range(region->base);
     free(region->state);
     free(region->word);
-    free(region->is_huge);
+    free(region->look);
+    free(region->block);
     free(region);
     return NULL;
 }
@@ -215,5 +217,75 @@ uint32_t msh_region_boundaries(const MshRegion *region, uint32_t first, uint32_t
 uint64_t msh_region_overhead_bytes(const MshRegion *region)
 {
     return sizeof *region +
-           (uint64_t)region->pages * (sizeof *region->state + sizeof *region->word);
+           (uint64_t)region->pages *
+               (sizeof *region->state + sizeof *region->look + sizeof *region->word) +
+           msh_region_blocks(region) * sizeof *region->block;
+}
+
+uint32_t msh_region_block_first(const MshRegion *region, uint32_t block)
+{
+    uint64_t skipped = (uintptr_t)region->base % MSH_HUGE_PAGE_BYTES;
+    uint64_t first_bytes = (uint64_t)block * MSH_HUGE_PAGE_BYTES;
+    return first_bytes > skipped ? (uint32_t)msh_bytes_to_pages(first_bytes - skipped) : 0;
+}
+
+uint32_t msh_region_block_end(const MshRegion *region, uint32_t block)
+{
+    uint32_t end = msh_region_block_first(region, block + 1);
+    return end < region->pages ? end : region->pages;
+}
+
+/* The gauge that counts pages in a state; NULL: none does. */
+static MshCounter *gauge_of(MshPageState state, MshCounters *counters)
+{
+    switch (state) {
+    case MSH_PAGE_HOLE:
+        return &counters->zero_pages;
+    case MSH_PAGE_SHARED:
+        return &counters->shared_pages;
+    case MSH_PAGE_BROKEN:
+        return &counters->broken_pages;
+    default:
+        return NULL;
+    }
+}
+
+void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32_t word,
+                       MshCounters *counters)
+{
+    MshPageState from = region->state[page];
+    assert(msh_transition_is_known(from, to));
+    MshCounter *left = gauge_of(from, counters), *entered = gauge_of(to, counters);
+    if (left)
+        msh_uncount(left, 1);
+    if (entered)
+        msh_count(entered, 1);
+    msh_region_set_look(region, page, 0, counters);
+    region->state[page] = (uint8_t)to;
+    region->word[page] = word;
+}
+
+void msh_region_set_look(MshRegion *region, uint32_t page, uint8_t look, MshCounters *counters)
+{
+    uint8_t before = region->look[page];
+    if (before == look)
+        return;
+    MshBlock *block = &region->block[msh_region_block(region, page)];
+    if ((before ^ look) & MSH_LOOK_SIGHTED)
+        msh_count(&counters->unique_pages, look & MSH_LOOK_SIGHTED ? 1 : UINT64_MAX);
+    if ((before >= MSH_LOOK_LEVEL) != (look >= MSH_LOOK_LEVEL))
+        msh_count(&counters->volatile_pages, look >= MSH_LOOK_LEVEL ? 1 : UINT64_MAX);
+    if ((before ^ look) & MSH_LOOK_AGAIN)
+        block->again = (uint16_t)(look & MSH_LOOK_AGAIN ? block->again + 1 : block->again - 1);
+    region->look[page] = look;
+}
+
+void msh_region_uncount(MshRegion *region, MshCounters *counters)
+{
+    for (uint32_t page = 0; page < region->pages; page++) {
+        MshCounter *left = gauge_of(region->state[page], counters);
+        if (left)
+            msh_uncount(left, 1);
+        msh_region_set_look(region, page, 0, counters);
+    }
 }

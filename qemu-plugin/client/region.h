@@ -2,25 +2,17 @@
 /*
  * One registered range and the engine's own map of it: what it has mapped where.
  *
- * Page states (DESIGN's life of a page): PRIVATE and HOLE lie in the memory that was registered, SHARED
- * and BROKEN in a store mapping. The engine cannot see a guest write: SHARED becomes BROKEN here at
- * the next visit, not at the write.
+ * States and the ways between them: core/lifecycle.h.
  *
- * Threads: the state of a page is changed under the window lock; a visit changes only the word of
- * PRIVATE pages, under the scan lock, and states under both.
+ * Threads: everything here is read and changed under the memory lock.
  */
 #ifndef MSH_REGION_H
 #define MSH_REGION_H
 
+#include "counters.h"
+#include "lifecycle.h"
 #include "memshare/error.h"
 #include "memshare/units.h"
-
-typedef enum MshPageState {
-    MSH_PAGE_PRIVATE = 0, /* as registered: present, swapped or never touched */
-    MSH_PAGE_HOLE = 1,    /* given back as zero, and not touched since, as far as was seen */
-    MSH_PAGE_SHARED = 2,  /* a mapping of a store slot */
-    MSH_PAGE_BROKEN = 3,  /* a private copy inside a store mapping */
-} MshPageState;
 
 /* Words of PRIVATE pages that are no fingerprint; fingerprints are forced above these. */
 enum {
@@ -29,6 +21,24 @@ enum {
     MSH_WORD_FINGERPRINT_MIN = 2,
 };
 
+/* What the last look at a PRIVATE page left: a set, with a back-off level in the upper half. */
+enum {
+    MSH_LOOK_SIGHTED = 1, /* asked about; unlike all others for all we know */
+    MSH_LOOK_AGAIN = 2,   /* changed at the last look: to be looked at again, also where unwritten */
+    MSH_LOOK_LEVEL = 16,  /* one step of the level: a page that keeps changing is looked at every 2^level
+                             passes */
+    MSH_LOOK_LEVEL_MAX = 6,
+};
+
+/* A huge page's worth of the region, by address; the first and the last may be cut short. */
+typedef struct MshBlock {
+    bool is_huge;       /* mapped as a huge page at the last visit */
+    bool is_tracked;    /* the kernel tells which of its pages were written (track.h) */
+    uint8_t settled;    /* visits in a row that changed and proposed next to nothing */
+    uint16_t again;     /* pages to be looked at again */
+    uint16_t present, changed, proposed; /* at the visit under way */
+} MshBlock;
+
 typedef struct MshRegion {
     uint8_t *base;
     uint32_t pages;
@@ -36,8 +46,9 @@ typedef struct MshRegion {
     bool advises_huge; /* the owner asked for huge pages (VmFlags hg): restored on detach */
     bool dont_fork, dont_dump, no_reserve;
     uint8_t *state; /* MshPageState, one a page */
-    bool *is_huge;  /* one a huge page that the range touches: mapped as one at the last visit */
+    uint8_t *look;  /* one a page */
     uint32_t *word; /* PRIVATE: see above; SHARED and BROKEN: the slot, in local numbering */
+    MshBlock *block;
 } MshRegion;
 
 /* Checks that the range is memory which can be shared, and claims it in this process.
@@ -57,15 +68,34 @@ static inline void *msh_region_address(const MshRegion *region, uint32_t page)
 
 static inline bool msh_region_is_mapped(const MshRegion *region, uint32_t page)
 {
-    return region->state[page] >= MSH_PAGE_SHARED;
+    return msh_page_state_is_mapped(region->state[page]);
 }
 
-/* Which of is_huge a page lies in. */
-static inline uint32_t msh_region_huge_page(const MshRegion *region, uint32_t page)
+/* Takes a page from one state to another, with its new word, and counts it. */
+void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32_t word,
+                       MshCounters *counters);
+
+/* Sets what a look at a PRIVATE page left, and counts it. */
+void msh_region_set_look(MshRegion *region, uint32_t page, uint8_t look, MshCounters *counters);
+
+/* Takes all pages out of the gauges: the region goes. */
+void msh_region_uncount(MshRegion *region, MshCounters *counters);
+
+/* Which block a page lies in. */
+static inline uint32_t msh_region_block(const MshRegion *region, uint32_t page)
 {
     uintptr_t first = (uintptr_t)region->base / MSH_HUGE_PAGE_BYTES;
     return (uint32_t)((uintptr_t)msh_region_address(region, page) / MSH_HUGE_PAGE_BYTES - first);
 }
+
+static inline uint32_t msh_region_blocks(const MshRegion *region)
+{
+    return msh_region_block(region, region->pages - 1) + 1;
+}
+
+/* The pages of a block: [first, end). */
+uint32_t msh_region_block_first(const MshRegion *region, uint32_t block);
+uint32_t msh_region_block_end(const MshRegion *region, uint32_t block);
 
 /* Mappings (VMAs) that pages [first, end) and their neighbours make inside the region, as the kernel
  * joins them: adjacent slots of one segment are one mapping, and so is all plain memory. Counted as the

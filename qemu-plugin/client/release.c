@@ -13,7 +13,8 @@ static bool may_rebuild(const MshEngine *engine)
 bool msh_release_is_due(const MshEngine *engine)
 {
     return msh_read(&engine->counters.shared_pages) ||
-           (msh_read(&engine->counters.broken_pages) && may_rebuild(engine));
+           (msh_read(&engine->counters.broken_pages) && may_rebuild(engine)) ||
+           (msh_read(&engine->counters.tracked_pages) && msh_engine_mode(engine) == MSH_MODE_OFF);
 }
 
 /* Writes the byte that is there, in one atomic step: the kernel copies the page and no write of anybody
@@ -35,11 +36,9 @@ static void break_pages(MshEngine *engine, MshRegion *region, uint32_t first, ui
         if (region->state[page] != MSH_PAGE_SHARED)
             continue;
         break_page(msh_region_address(region, page));
-        region->state[page] = MSH_PAGE_BROKEN;
         slots[count++] = (MshSlot){region->word[page]};
+        msh_region_become(region, page, MSH_PAGE_BROKEN, region->word[page], &engine->counters);
     }
-    msh_uncount(&engine->counters.shared_pages, count);
-    msh_count(&engine->counters.broken_pages, count);
     msh_worker_return_slots(engine, slots, count);
 }
 
@@ -60,6 +59,9 @@ static void rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, 
 
 static void release_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
 {
+    /* Rebuilding registers the neighbours of what it rebuilds, with a userfaultfd of its own. */
+    msh_track_drop(&engine->scan.track, region, first ? first - 1 : first,
+                   end < region->pages ? end + 1 : end);
     if (may_rebuild(engine))
         rebuild_pages(engine, region, first, end);
     break_pages(engine, region, first, end);

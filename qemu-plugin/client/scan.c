@@ -3,6 +3,16 @@
 
 #include "fingerprint.h"
 
+enum {
+    /* A block is tracked when so many visits in a row changed and proposed next to nothing, ... */
+    SETTLED_VISITS = 2,
+    /* ... that is, at most one page in so many; */
+    SETTLED_SHARE = 8,
+    /* and no more when more than one page in so many was written between two visits. */
+    RESTLESS_SHARE = 2,
+    ROW_BLOCKS = 512, /* tracked blocks in one visit: 1 GiB */
+};
+
 /* What a word remembers of a fingerprint. A false "unchanged" (1 in 4 billion) costs a failed
  * comparison at worst. */
 static uint32_t word_of(uint64_t fingerprint)
@@ -11,6 +21,10 @@ static uint32_t word_of(uint64_t fingerprint)
     return word < MSH_WORD_FINGERPRINT_MIN ? word + MSH_WORD_FINGERPRINT_MIN : word;
 }
 
+/*
+ * Section: one page
+ */
+
 static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_t presence,
                          MshVisit *visit)
 {
@@ -18,127 +32,282 @@ static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_
                    ((presence & MSH_PRESENT) && !(presence & MSH_PRESENT_FILE));
     if (region->state[page] != MSH_PAGE_SHARED || !is_copy)
         return;
-    region->state[page] = MSH_PAGE_BROKEN;
     visit->broken_slot[visit->broken++] = (MshSlot){region->word[page]};
-    msh_uncount(&scan->counters->shared_pages, 1);
-    msh_count(&scan->counters->broken_pages, 1);
+    msh_region_become(region, page, MSH_PAGE_BROKEN, region->word[page], scan->counters);
     msh_count(&scan->counters->breaks, 1);
+}
+
+/* A page that changed between its last looks is looked at every 2nd, 4th, ... pass. */
+static bool is_due(const MshScan *scan, uint32_t frame, uint8_t look)
+{
+    uint32_t mask = (1u << look / MSH_LOOK_LEVEL) - 1;
+    return ((scan->pass + frame) & mask) == 0;
+}
+
+/* The page holds what word stands for. Enters that, and returns whether it did at the last look. */
+static bool is_unchanged(MshScan *scan, MshRegion *region, uint32_t page, uint32_t word)
+{
+    uint32_t last = region->word[page];
+    uint8_t look = region->look[page];
+    if (word == last) {
+        msh_region_set_look(region, page, look & MSH_LOOK_SIGHTED, scan->counters);
+        return true;
+    }
+    unsigned level = look / MSH_LOOK_LEVEL;
+    if (last != MSH_WORD_UNKNOWN) {
+        region->block[msh_region_block(region, page)].changed++;
+        level += level < MSH_LOOK_LEVEL_MAX;
+    }
+    region->word[page] = word;
+    msh_region_set_look(region, page, (uint8_t)(MSH_LOOK_AGAIN | level * MSH_LOOK_LEVEL),
+                        scan->counters);
+    return false;
 }
 
 static void visit_present(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
 {
     const void *bytes = msh_region_address(region, page);
     uint32_t frame = region->first_frame + page;
-    uint32_t last = region->word[page];
-    scan->present++;
-    /* A page that held other bytes need not be read to the end to know that it is not zero; one that
-     * held zeros nearly always does still. */
+    if (!is_due(scan, frame, region->look[page]))
+        return;
     if (msh_page_is_zero(bytes)) {
-        region->word[page] = MSH_WORD_ZERO;
-        if (last == MSH_WORD_ZERO)
+        if (is_unchanged(scan, region, page, MSH_WORD_ZERO)) {
             visit->candidate[visit->candidates++] =
                 (MshCandidate){.frame = frame, .slot = MSH_SLOT_ZERO};
-        else
-            scan->volatiles += last != MSH_WORD_UNKNOWN;
+            region->block[msh_region_block(region, page)].proposed++;
+        }
         return;
     }
-    if (!scan->wants_content || !scan->secret) {
-        region->word[page] = MSH_WORD_UNKNOWN;
+    if (!scan->wants_content || !scan->secret)
         return;
-    }
     uint64_t fingerprint = msh_fingerprint(scan->secret, bytes);
-    uint32_t word = word_of(fingerprint);
     msh_count(&scan->counters->hashed_pages, 1);
-    region->word[page] = word;
-    if (word == last) {
-        visit->sighting[visit->sightings++] = (MshSighting){.hash = fingerprint, .frame = frame};
-        scan->unique++;
-    } else {
-        scan->volatiles += last != MSH_WORD_UNKNOWN;
-    }
+    if (!is_unchanged(scan, region, page, word_of(fingerprint)))
+        return;
+    if ((region->look[page] & MSH_LOOK_SIGHTED) && !scan->is_anew)
+        return;
+    visit->sighting[visit->sightings++] = (MshSighting){.hash = fingerprint, .frame = frame};
+    msh_region_set_look(region, page, MSH_LOOK_SIGHTED, scan->counters);
 }
 
-/* Somebody wrote to it since. */
-static void refill_hole(MshScan *scan, MshRegion *region, uint32_t page)
+static void forget_look(MshScan *scan, MshRegion *region, uint32_t page)
 {
-    region->state[page] = MSH_PAGE_PRIVATE;
     region->word[page] = MSH_WORD_UNKNOWN;
-    msh_uncount(&scan->counters->zero_pages, 1);
+    msh_region_set_look(region, page, 0, scan->counters);
 }
 
 static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t presence,
                        MshVisit *visit)
 {
-    if (presence & MSH_PRESENT)
-        visit->scanned_pages++;
+    visit->scanned_pages += presence != 0;
     if (presence & MSH_PRESENT_HUGE)
-        region->is_huge[msh_region_huge_page(region, page)] = true;
+        region->block[msh_region_block(region, page)].is_huge = true;
     if (msh_region_is_mapped(region, page)) {
         visit_mapped(scan, region, page, presence, visit);
         return;
     }
-    if (!(presence & MSH_PRESENT)) {
-        if ((presence & MSH_SWAPPED) && region->state[page] == MSH_PAGE_HOLE)
-            refill_hole(scan, region, page);
-        if (region->state[page] == MSH_PAGE_PRIVATE)
-            region->word[page] = MSH_WORD_UNKNOWN;
-        return; /* I9 */
-    }
+    bool is_hole = region->state[page] == MSH_PAGE_HOLE;
     if (presence & MSH_PRESENT_ZERO) {
         /* Splitting a huge page gives its zero pages back by itself: what held memory at the last
-         * visit and holds none now was saved by our splitting. */
-        if (region->state[page] == MSH_PAGE_PRIVATE && region->word[page] == MSH_WORD_ZERO) {
-            region->state[page] = MSH_PAGE_HOLE;
-            region->word[page] = MSH_WORD_UNKNOWN;
+         * look and holds none now was saved by our splitting. */
+        if (!is_hole && region->word[page] == MSH_WORD_ZERO) {
+            msh_region_become(region, page, MSH_PAGE_HOLE, MSH_WORD_UNKNOWN, scan->counters);
             msh_count(&scan->counters->zeroed_pages, 1);
-            msh_count(&scan->counters->zero_pages, 1);
         }
         return;
     }
-    if (region->state[page] == MSH_PAGE_HOLE)
-        refill_hole(scan, region, page);
-    visit_present(scan, region, page, visit);
+    if (!(presence & (MSH_PRESENT | MSH_SWAPPED))) {
+        if (!is_hole)
+            forget_look(scan, region, page);
+        return; /* I9 */
+    }
+    if (is_hole) /* touched since */
+        msh_region_become(region, page, MSH_PAGE_PRIVATE, MSH_WORD_UNKNOWN, scan->counters);
+    if (presence & MSH_PRESENT)
+        visit_present(scan, region, page, visit);
+    else
+        forget_look(scan, region, page); /* I9: swapped */
 }
 
-static void end_pass(MshScan *scan)
+/*
+ * Section: blocks
+ */
+
+/* Pages from first on, all of them or those that the mask wants, by their presence. */
+static void visit_pages(MshScan *scan, MshRegion *region, uint32_t first, uint32_t pages,
+                        const uint8_t *presence, const bool *wanted, MshVisit *visit)
 {
-    msh_gauge(&scan->counters->present_pages, scan->present);
-    msh_gauge(&scan->counters->unique_pages, scan->unique);
-    msh_gauge(&scan->counters->volatile_pages, scan->volatiles);
-    msh_scan_restart(scan);
+    for (uint32_t i = 0; i < pages; i++)
+        if (!wanted || wanted[i])
+            visit_page(scan, region, first + i, presence[i], visit);
+}
+
+static int find_presence(MshScan *scan, const MshRegion *region, uint32_t first, uint32_t end,
+                         uint8_t *ret_presence)
+{
+    return msh_pagemap_scan(&scan->pagemap, msh_region_address(region, first), end - first,
+                            ret_presence);
+}
+
+/* Decides, at the end of a plain visit, whether the next one may begin to track the block. */
+static void judge(MshBlock *block)
+{
+    bool is_settled = block->present && !block->is_huge &&
+                      (unsigned)(block->changed + block->proposed) * SETTLED_SHARE <= block->present;
+    block->settled = is_settled ? (uint8_t)(block->settled + (block->settled < SETTLED_VISITS)) : 0;
+}
+
+static void begin_block(MshBlock *block)
+{
+    block->is_huge = false;
+    block->present = block->changed = block->proposed = 0;
+}
+
+/* Every present page. */
+static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_t max_pages,
+                       MshVisit *visit, uint32_t *ret_end)
+{
+    uint32_t number = msh_region_block(region, first);
+    MshBlock *block = &region->block[number];
+    uint32_t end = msh_region_block_end(region, number);
+    bool is_start = first == msh_region_block_first(region, number);
+    if (block->is_tracked) {
+        msh_track_drop(&scan->track, region, first, end);
+        block->settled = SETTLED_VISITS;
+    }
+    bool arm = is_start && block->settled == SETTLED_VISITS && scan->may_track;
+    if (is_start)
+        begin_block(block);
+    if (!arm && end - first > max_pages)
+        end = first + max_pages;
+    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
+    int result = find_presence(scan, region, first, end, presence);
+    if (result < 0)
+        return result;
+    /* Before the pages are read, so that nothing written after that goes unnoticed. */
+    if (arm)
+        msh_track_arm(&scan->track, region, number);
+    visit_pages(scan, region, first, end - first, presence, NULL, visit);
+    for (uint32_t i = 0; i < end - first; i++)
+        block->present += (uint16_t)((presence[i] & MSH_PRESENT) && !(presence[i] & MSH_PRESENT_ZERO));
+    if (end == msh_region_block_end(region, number)) {
+        scan->present += block->present;
+        if (!block->is_tracked)
+            judge(block);
+    }
+    *ret_end = end;
+    return 0;
+}
+
+/* How far a row of tracked blocks goes in which nothing is to be looked at again. */
+static uint32_t row_end(const MshRegion *region, uint32_t block)
+{
+    uint32_t next = block + 1;
+    while (next < msh_region_blocks(region) && next - block < ROW_BLOCKS &&
+           region->block[next].is_tracked && region->block[next].again == 0)
+        next++;
+    return msh_region_block_end(region, next - 1);
+}
+
+/* In one block: what was written, and what was to be looked at again. Each once: two looks in one visit
+ * would find every page unchanged. */
+static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harvest, MshVisit *visit)
+{
+    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
+    bool wanted[MSH_SCAN_BLOCK_PAGES] = {false};
+    uint32_t first = harvest->first, end = harvest->end;
+    int result = find_presence(scan, region, first, end, presence);
+    if (result == 0)
+        result = msh_track_protect(&scan->track, region, harvest);
+    if (result < 0)
+        return result;
+    for (uint32_t i = 0; i < harvest->ranges; i++)
+        for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
+            wanted[page - first] = true;
+    for (uint32_t page = first; page < end; page++)
+        wanted[page - first] |= (region->look[page] & MSH_LOOK_AGAIN) != 0;
+    visit_pages(scan, region, first, end - first, presence, wanted, visit);
+    return 0;
+}
+
+/* In a row of blocks: what was written. */
+static int visit_written(MshScan *scan, MshRegion *region, const MshHarvest *harvest,
+                         MshVisit *visit)
+{
+    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
+    uint32_t at = 0;
+    int result = 0;
+    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
+        uint32_t first = harvest->written[i].first, end = harvest->written[i].end;
+        result = find_presence(scan, region, first, end, presence + at);
+        at += end - first;
+    }
+    if (result == 0)
+        result = msh_track_protect(&scan->track, region, harvest);
+    at = 0;
+    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
+        uint32_t first = harvest->written[i].first, end = harvest->written[i].end;
+        visit_pages(scan, region, first, end - first, presence + at, NULL, visit);
+        at += end - first;
+    }
+    return result;
+}
+
+static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVisit *visit,
+                         uint32_t *ret_end)
+{
+    uint32_t number = msh_region_block(region, first);
+    bool is_lone = region->block[number].again > 0;
+    uint32_t end = is_lone ? msh_region_block_end(region, number) : row_end(region, number);
+    MshHarvest harvest;
+    int result = msh_track_harvest(&scan->track, region, first, end, MSH_SCAN_BLOCK_PAGES, &harvest);
+    if (result == 0)
+        result = is_lone ? visit_again(scan, region, &harvest, visit)
+                         : visit_written(scan, region, &harvest, visit);
+    if (result < 0)
+        return result;
+    uint32_t written = 0;
+    for (uint32_t i = 0; i < harvest.ranges; i++)
+        written += harvest.written[i].end - harvest.written[i].first;
+    for (uint32_t block = number;
+         block < msh_region_blocks(region) && msh_region_block_end(region, block) <= harvest.end; block++)
+        scan->present += region->block[block].present;
+    visit->skipped_pages += harvest.end - first - visit->scanned_pages;
+    if (written * RESTLESS_SHARE > MSH_SCAN_BLOCK_PAGES)
+        msh_track_drop(&scan->track, region, first, harvest.end);
+    *ret_end = harvest.end;
+    return 0;
 }
 
 void msh_scan_restart(MshScan *scan)
 {
     scan->cursor_frame = 0;
-    scan->present = scan->unique = scan->volatiles = 0;
+    scan->present = 0;
+    scan->pass++;
+    scan->is_anew = scan->wants_anew;
+    scan->wants_anew = false;
 }
 
 int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, MshVisit *ret_visit)
 {
-    ret_visit->scanned_pages = 0;
+    ret_visit->scanned_pages = ret_visit->skipped_pages = 0;
     ret_visit->sightings = ret_visit->candidates = ret_visit->broken = 0;
     MshRegion *region = msh_memory_next(memory, scan->cursor_frame);
     ret_visit->is_pass_end = !region;
     if (!region) {
-        end_pass(scan);
+        msh_gauge(&scan->counters->present_pages, scan->present);
+        msh_scan_restart(scan);
         return 0;
     }
     uint32_t first =
         scan->cursor_frame > region->first_frame ? scan->cursor_frame - region->first_frame : 0;
-    uint32_t pages = region->pages - first;
-    if (pages > MSH_SCAN_BLOCK_PAGES)
-        pages = MSH_SCAN_BLOCK_PAGES;
-    if (pages > max_pages)
-        pages = max_pages;
-    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
-    int result =
-        msh_pagemap_scan(&scan->pagemap, msh_region_address(region, first), pages, presence);
-    if (result < 0)
-        return result;
-    for (uint32_t i = 0; i < pages; i++)
-        visit_page(scan, region, first + i, presence[i], ret_visit);
+    uint32_t end = first;
+    bool is_tracked = region->block[msh_region_block(region, first)].is_tracked;
+    int result = is_tracked && !scan->is_anew
+                     ? visit_tracked(scan, region, first, ret_visit, &end)
+                     : visit_plain(scan, region, first, max_pages, ret_visit, &end);
     msh_count(&scan->counters->scanned_pages, ret_visit->scanned_pages);
-    scan->cursor_frame = region->first_frame + first + pages;
-    return 0;
+    if (result == 0)
+        scan->cursor_frame = region->first_frame + end;
+    return result;
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The walk over registered memory: which pages are worth a question. A page is sighted when it holds
- * the same bytes as at the visit before (judged by its fingerprint), so that what changes all the time
- * is left alone. Never touches an absent page (I9). Notices what guests did to pages since: broke a
- * mapping, touched a hole.
+ * The walk over registered memory: which pages are worth a question. A page is sighted once it held
+ * the same bytes at two looks (judged by its fingerprint), so that what changes all the time is left
+ * alone; one that keeps changing is looked at less and less often. Where the kernel tells which pages were
+ * written (track.h) the others are not looked at. Never touches an absent page (I9). Notices what
+ * guests did to pages since: broke a mapping, touched a hole.
  *
  * Threads: under the work lock and the memory lock.
  */
@@ -15,21 +16,27 @@
 #include "memory.h"
 #include "pagemap.h"
 #include "runs.h"
+#include "track.h"
 
-enum { MSH_SCAN_BLOCK_PAGES = 512 };
+enum { MSH_SCAN_BLOCK_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES };
 
 typedef struct MshScan {
     MshPagemap pagemap;
+    MshTrack track;
     const uint8_t *secret; /* NULL: no store within reach, zero pages only */
     bool wants_content;
+    bool may_track; /* nothing else may need the userfaultfd registrations now */
+    bool is_anew;          /* this pass looks at every page, and sights again what was sighted */
+    bool wants_anew;       /* the next one shall */
     uint32_t cursor_frame; /* the next one to visit */
-    /* what this pass has seen so far */
-    uint64_t present, unique, volatiles;
+    uint32_t pass;
+    uint64_t present;      /* in this pass so far */
     MshCounters *counters;
 } MshScan;
 
 typedef struct MshVisit {
-    uint32_t scanned_pages;
+    uint32_t scanned_pages; /* looked at */
+    uint32_t skipped_pages; /* passed over, as nobody wrote to them */
     bool is_pass_end;
     size_t sightings, candidates, broken;
     MshSighting sighting[MSH_SCAN_BLOCK_PAGES];
@@ -37,8 +44,8 @@ typedef struct MshVisit {
     MshSlot broken_slot[MSH_SCAN_BLOCK_PAGES];    /* to be released */
 } MshVisit;
 
-/* Visits the next block, at most max_pages (1 or more). *ret_visit tells what it found; at the end of a
- * pass the gauges are published. */
+/* Visits what comes next: up to max_pages (1 or more) of one block, or a row of tracked blocks. *ret_visit
+ * tells what it found. A visit behind the last page ends the pass. */
 int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, MshVisit *ret_visit);
 
 /* Begins a new pass. */

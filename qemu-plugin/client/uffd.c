@@ -10,7 +10,7 @@
 
 #include "kernel_abi.h"
 
-int msh_uffd_open(MshUffd *uffd, int device_fd, bool remap_events, MshError *error)
+int msh_uffd_open(MshUffd *uffd, int device_fd, MshUffdPurpose purpose, MshError *error)
 {
     int device = device_fd;
     if (device < 0) {
@@ -30,7 +30,8 @@ int msh_uffd_open(MshUffd *uffd, int device_fd, bool remap_events, MshError *err
     struct uffdio_api api = {.api = UFFD_API,
                              .features = MSH_UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
                                          UFFD_FEATURE_PAGEFAULT_FLAG_WP |
-                                         (remap_events ? UFFD_FEATURE_EVENT_REMAP : 0)};
+                                         (purpose == MSH_UFFD_FOR_REBUILD ? UFFD_FEATURE_EVENT_REMAP
+                                                                          : MSH_UFFD_FEATURE_WP_ASYNC)};
     if (ioctl(fd, UFFDIO_API, &api) < 0) {
         close(fd);
         return msh_error_set(error, -ENOSYS,

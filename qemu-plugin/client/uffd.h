@@ -30,10 +30,17 @@ typedef enum MshUffdMode {
     MSH_UFFD_WRITES = 2,
 } MshUffdMode;
 
-/* device_fd: an open /dev/userfaultfd, or -1 to open it here. remap_events: mremap keeps a range
- * registered, and blocks until its event is read (msh_uffd_discard_events).
+typedef enum MshUffdPurpose {
+    /* Write protection is asynchronous: nobody ever waits for it, it tells afterwards who wrote. */
+    MSH_UFFD_FOR_WINDOWS,
+    /* Writers to a protected page sleep, and mremap keeps a range registered and blocks until its event
+     * is read (msh_uffd_discard_events). */
+    MSH_UFFD_FOR_REBUILD,
+} MshUffdPurpose;
+
+/* device_fd: an open /dev/userfaultfd, or -1 to open it here.
  * -ENOSYS: the kernel lacks a feature; error names it. */
-int msh_uffd_open(MshUffd *uffd, int device_fd, bool remap_events, MshError *error);
+int msh_uffd_open(MshUffd *uffd, int device_fd, MshUffdPurpose purpose, MshError *error);
 void msh_uffd_close(MshUffd *uffd);
 
 /* modes: a set of MshUffdMode. */

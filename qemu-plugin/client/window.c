@@ -89,11 +89,12 @@ int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
                     const MshViews *views, MshCounters *counters, MshError *error)
 {
     *window = (MshWindow){.uffd = {-1},
+                          .track = window->track,
                           .effort = EFFORT_MIN,
                           .memory = memory,
                           .views = views,
                           .counters = counters};
-    int result = msh_uffd_open(&window->uffd, device_fd, false, error);
+    int result = msh_uffd_open(&window->uffd, device_fd, MSH_UFFD_FOR_WINDOWS, error);
     if (result < 0)
         return result;
     result = map_scratch(window);
@@ -160,15 +161,14 @@ static void touch_slots(const MshView *view, uint32_t slot, size_t pages)
 /* Splitting a huge page takes longer than a window may, so it is done before: the advice, given for a
  * part of it, makes the kernel split it and marks that one page as less recently used. Zero pages in
  * it are given back by the split itself. */
-static void split_huge_page(MshRegion *region, uint32_t page, size_t pages)
+static void split_huge_pages(MshRegion *region, uint32_t page, uint32_t pages)
 {
-    for (uint32_t huge = msh_region_huge_page(region, page);
-         huge <= msh_region_huge_page(region, page + (uint32_t)pages - 1); huge++) {
-        if (!region->is_huge[huge])
-            continue;
-        uint32_t first = msh_region_huge_page(region, page) == huge ? page : page + (uint32_t)pages - 1;
-        madvise(msh_region_address(region, first), MSH_PAGE_BYTES, MADV_COLD);
-        region->is_huge[huge] = false;
+    for (uint32_t at = page; at < page + pages;) {
+        uint32_t number = msh_region_block(region, at);
+        if (region->block[number].is_huge)
+            madvise(msh_region_address(region, at), MSH_PAGE_BYTES, MADV_COLD);
+        region->block[number].is_huge = false;
+        at = msh_region_block_end(region, number);
     }
 }
 
@@ -188,7 +188,9 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
         if (!is_zero)
             view = msh_views_of(window->views, (MshSlot){first->slot});
         size_t length = msh_run_length(first, count - at, RUN_PAGES);
-        bool take = region && (is_zero || (view && budget_allows(window, plan->runs + 1)));
+        bool is_affordable = is_zero || budget_allows(window, plan->runs + 1);
+        window->is_over_budget |= !is_affordable;
+        bool take = region && (is_zero || view) && is_affordable;
         /* The end of a run that reaches a page of another kind, or of another region, waits. */
         size_t fit = 0;
         while (take && fit < length && page + fit < region->pages &&
@@ -207,7 +209,8 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
             at++;
             continue;
         }
-        split_huge_page(region, page, fit);
+        split_huge_pages(region, page, (uint32_t)fit);
+        msh_track_drop(window->track, region, page, page + (uint32_t)fit);
         if (view) {
             msh_view_set_flags(view, region->dont_fork, region->dont_dump);
             touch_slots(view, first->slot, fit);
@@ -371,22 +374,21 @@ static void record(MshWindow *window, const Run *run, MshSlot *returned, size_t 
     uint32_t before = msh_region_boundaries(region, run->page, run->page + run->pages);
     for (uint32_t i = 0; i < run->pages; i++) {
         uint32_t page = run->page + i;
-        bool is_done = run->outcome[i] == DONE;
-        done += is_done;
-        if (run->slot == MSH_SLOT_ZERO) {
-            region->state[page] = is_done ? MSH_PAGE_HOLE : MSH_PAGE_PRIVATE;
-            region->word[page] = MSH_WORD_UNKNOWN;
-        } else if (is_done) {
-            region->state[page] = MSH_PAGE_SHARED;
-            region->word[page] = run->slot + i;
-        } else {
-            region->word[page] = MSH_WORD_UNKNOWN;
-            returned[(*returned_count)++] = (MshSlot){run->slot + i};
+        bool is_zero = run->slot == MSH_SLOT_ZERO;
+        if (run->outcome[i] == DONE) {
+            done++;
+            msh_region_become(region, page, is_zero ? MSH_PAGE_HOLE : MSH_PAGE_SHARED,
+                              is_zero ? MSH_WORD_UNKNOWN : run->slot + i, counters);
+            continue;
         }
+        /* Changed since it was looked at, or pinned: not worth another window soon. */
+        region->word[page] = MSH_WORD_UNKNOWN;
+        msh_region_set_look(region, page, MSH_LOOK_AGAIN | MSH_LOOK_LEVEL, counters);
+        if (!is_zero)
+            returned[(*returned_count)++] = (MshSlot){run->slot + i};
     }
     if (run->slot == MSH_SLOT_ZERO) {
         msh_count(&counters->zeroed_pages, done);
-        msh_count(&counters->zero_pages, done);
         return;
     }
     uint32_t after = msh_region_boundaries(region, run->page, run->page + run->pages);
@@ -395,7 +397,6 @@ static void record(MshWindow *window, const Run *run, MshSlot *returned, size_t 
     msh_count(&counters->mappings, (uint64_t)after - before);
     msh_count(&counters->own_mappings, (uint64_t)after - before);
     msh_count(&counters->merged_pages, done);
-    msh_count(&counters->shared_pages, done);
 }
 
 static void count_window(MshWindow *window, uint64_t took_ns)

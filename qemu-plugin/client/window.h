@@ -19,6 +19,7 @@
 #include "counters.h"
 #include "memory.h"
 #include "runs.h"
+#include "track.h"
 #include "uffd.h"
 #include "views.h"
 
@@ -30,13 +31,15 @@ enum {
 typedef struct MshWindow {
     MshUffd uffd;
     uint8_t *scratch; /* where pages are moved to; registered for good */
+    MshTrack *track;  /* lets go of what a window is about to open */
+    bool is_over_budget; /* something could not be merged for want of mappings; cleared by the reader */
     uint32_t effort;  /* what a window may take on now, in pages' worth: follows the time it takes */
     const MshMemory *memory;
     const MshViews *views;
     MshCounters *counters;
 } MshWindow;
 
-/* device_fd as msh_uffd_open. */
+/* device_fd as msh_uffd_open. window->track is set before. */
 int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
                     const MshViews *views, MshCounters *counters, MshError *error);
 void msh_window_fini(MshWindow *window);

@@ -15,12 +15,16 @@
 #define SECOND_NS 1000000000ull
 /* A window starts on a fresh time slice, and the guest gets at least as long without one. */
 #define REST_MIN_NS 50000ull
+/* Passes that find nothing follow each other less and less closely. */
+#define IDLE_MIN_NS 20000000ull
+#define IDLE_MAX_NS 640000000ull
 #define RECOUNT_MAPPINGS_NS (10 * SECOND_NS)
 /* How long a pass on a caller's thread waits for the store to come within reach. */
 #define CONNECT_PATIENCE_NS (2 * SECOND_NS)
 
 enum {
     QUEUE_FULL = 16384,
+    SKIPPED_PER_SCANNED = 32, /* pages nobody wrote to cost the scan rate next to nothing */
     RELEASE_RATE_MIN = 50000, /* pages/s: un-sharing goes on also where scanning is paused */
 };
 
@@ -102,8 +106,6 @@ static void hand_over(MshEngine *engine)
 static void on_match(void *opaque, uint32_t frame, MshSlot slot)
 {
     MshEngine *engine = opaque;
-    if (engine->scan.unique)
-        engine->scan.unique--;
     if (!append_candidate(&engine->pending, (MshCandidate){.frame = frame, .slot = slot.number}))
         msh_worker_return_slots(engine, &slot, 1);
 }
@@ -135,6 +137,9 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
         result = msh_window_init(&engine->window, device_fd, &engine->memory, &engine->views,
                                  &engine->counters, &error);
         engine->has_window = result == 0;
+        if (result == 0)
+            msh_track_init(&engine->scan.track, &engine->window.uffd, &engine->scan.pagemap,
+                           &engine->counters);
         if (result == 0 && engine->nothing_pinned) {
             result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->views,
                                       &engine->counters, &error);
@@ -149,6 +154,7 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
     }
     memcpy(engine->secret, secret, sizeof engine->secret);
     engine->scan.secret = engine->secret;
+    engine->scan.wants_anew = true; /* this store has heard nothing of what was sighted */
     return 0;
 }
 
@@ -185,6 +191,17 @@ static void rest(uint64_t took_ns)
                     NULL);
 }
 
+/* The userfaultfd is closed, and with it every registration is gone. */
+static void lose_window(MshEngine *engine)
+{
+    for (size_t i = 0; i < engine->memory.count; i++)
+        msh_track_drop(&engine->scan.track, engine->memory.region[i], 0,
+                       engine->memory.region[i]->pages);
+    engine->scan.track.uffd = NULL;
+    msh_window_fini(&engine->window);
+    engine->has_window = false;
+}
+
 /* Merges as many of the candidates as one window takes; the rest stays for the next. Memory lock. */
 static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size_t count)
 {
@@ -198,11 +215,12 @@ static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size
         done = msh_window_merge(&engine->window, candidates, count, returned, &returned_count);
     else if (is_content)
         returned[returned_count++] = (MshSlot){candidates->slot};
+    if (!may_merge(engine, is_content))
+        atomic_store(&engine->wants_anew, true); /* it will not be proposed again by itself */
     if (engine->has_window && !msh_window_works(&engine->window)) {
         msh_text_set(&engine->texts, &engine->barred_reason, "the userfaultfd was lost");
         atomic_store(&engine->is_barred, true);
-        msh_window_fini(&engine->window);
-        engine->has_window = false;
+        lose_window(engine);
     }
     msh_worker_return_slots(engine, returned, returned_count);
     return done;
@@ -313,10 +331,23 @@ static void close_spent_views(MshEngine *engine)
     pthread_mutex_unlock(&engine->memory_lock);
 }
 
+/* Whether pages that could not be merged for want of mappings may be proposed once more. */
+static bool budget_is_back(MshEngine *engine)
+{
+    enum { ROOM = 1024 };
+    if (!engine->window.is_over_budget ||
+        msh_read(&engine->counters.mappings) + ROOM > msh_read(&engine->counters.mappings_limit))
+        return false;
+    engine->window.is_over_budget = false;
+    return true;
+}
+
 static void end_pass(MshEngine *engine)
 {
     uint64_t cost_bytes;
     flush_returned(engine);
+    if (atomic_exchange(&engine->wants_anew, false) || budget_is_back(engine))
+        engine->scan.wants_anew = true;
     close_spent_views(engine);
     if (engine->exchange->verbs->account(engine->exchange, &cost_bytes))
         msh_gauge(&engine->counters.store_cost_bytes, cost_bytes);
@@ -329,8 +360,13 @@ static int scan_block(MshEngine *engine, uint32_t max_pages)
 {
     MshVisit *visit = &engine->visit;
     flush_returned(engine);
-    engine->scan.wants_content = msh_engine_mode(engine) == MSH_MODE_CONTENT;
+    bool wants_content = msh_engine_mode(engine) == MSH_MODE_CONTENT;
+    if (wants_content != engine->scan.wants_content)
+        atomic_store(&engine->wants_anew, true);
+    engine->scan.wants_content = wants_content;
     pthread_mutex_lock(&engine->memory_lock);
+    engine->scan.may_track =
+        !atomic_load(&engine->is_held) && msh_engine_mode(engine) != MSH_MODE_OFF;
     int result = msh_scan_visit(&engine->scan, &engine->memory, max_pages, visit);
     pthread_mutex_unlock(&engine->memory_lock);
     if (result < 0)
@@ -374,8 +410,13 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
 
     if (msh_engine_mode(engine) < MSH_MODE_CONTENT)
         release_all(engine);
+    if (msh_engine_mode(engine) == MSH_MODE_OFF) {
+        end_pass(engine);
+        return 0;
+    }
     count_mappings(engine);
-    msh_scan_restart(&engine->scan);
+    if (engine->scan.cursor_frame) /* the pass that was under way is given up */
+        msh_scan_restart(&engine->scan);
     int result = 0;
     do {
         result = scan_block(engine, MSH_SCAN_BLOCK_PAGES);
@@ -397,7 +438,8 @@ typedef struct Pacing {
     MshPace pages, cpu;
     uint64_t rate, cpu_rate, cpu_spent_ns;
     uint32_t release_frame;
-    bool is_releasing;
+    bool is_fruitful; /* this pass has found something to merge */
+    uint64_t idle_ns; /* rest after a pass that found nothing */
 } Pacing;
 
 static uint64_t thread_cpu_ns(void)
@@ -458,11 +500,20 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
     uint32_t pages = allowed < MSH_SCAN_BLOCK_PAGES ? (uint32_t)allowed : MSH_SCAN_BLOCK_PAGES;
     if (scan_block(engine, pages ? pages : 1) < 0)
         return SECOND_NS;
-    msh_pace_spend(&pacing->pages, engine->visit.scanned_pages, now_ns);
+    msh_pace_spend(&pacing->pages,
+                   engine->visit.scanned_pages + engine->visit.skipped_pages / SKIPPED_PER_SCANNED,
+                   now_ns);
+    pacing->is_fruitful |= engine->pending.count > 0;
     hand_over(engine);
-    if (engine->visit.is_pass_end)
-        end_pass(engine);
-    return 0;
+    if (!engine->visit.is_pass_end)
+        return 0;
+    end_pass(engine);
+    pacing->idle_ns = pacing->is_fruitful      ? 0
+                      : pacing->idle_ns == 0   ? IDLE_MIN_NS
+                      : pacing->idle_ns < IDLE_MAX_NS ? pacing->idle_ns * 2
+                                                      : pacing->idle_ns;
+    pacing->is_fruitful = false;
+    return pacing->idle_ns;
 }
 
 static void *scan_main(void *opaque)

@@ -37,6 +37,7 @@ struct msh_pm_scan_arg {
     __u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
     __u64 category_inverted, category_mask, category_anyof_mask, return_mask;
 };
+#define MSH_PM_SCAN_WP_MATCHING (1ull << 0)
 #define MSH_PAGEMAP_SCAN _IOWR('f', 16, struct msh_pm_scan_arg)
 
 /* A descriptor of a Unix socket's peer process (6.5) */

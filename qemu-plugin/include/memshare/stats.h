@@ -44,7 +44,8 @@ typedef struct MshStats {
     uint64_t broken_pages;           /* gauge, BROKEN now */
     uint64_t zero_pages;             /* gauge, given back as zero and still absent */
     uint64_t unique_pages;           /* gauge, seen, stable, and unlike all others */
-    uint64_t volatile_pages;         /* gauge, changed between the last two visits */
+    uint64_t volatile_pages;         /* gauge, changed between the last two visits, or since */
+    uint64_t tracked_pages;          /* gauge, in blocks where the kernel tells what was written */
     uint64_t saved_content_bytes;    /* gauge, this client's fair part: a slot's page is split among
                                         its sharers, dead slots included */
     uint64_t saved_zero_bytes;       /* gauge */
