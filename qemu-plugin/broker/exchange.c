@@ -196,6 +196,7 @@ static uint32_t serve_request(MshSession *session, const MshRequest *request)
         return 1;
     case MSH_REQUEST_ACCOUNT:
         account.value = msh_member_cost_bytes(session->member);
+        account.missed = msh_member_missed(session->member);
         reply(session, &account);
         return ACCOUNT_COST;
     default:

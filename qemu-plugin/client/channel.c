@@ -39,7 +39,7 @@ typedef struct MshChannel {
     uint32_t unanswered;
     uint64_t retry_ns, backoff_ns, greeted_ns;
     bool has_account;
-    uint64_t account_bytes;
+    MshAccount account;
     /* Pages that the broker has asked for, while their sightings are still with us. */
     uint32_t wanted[MSH_RING_OUTSTANDING];
     size_t wanted_count;
@@ -304,7 +304,7 @@ static int take_reply(MshChannel *channel, const MshReply *reply)
     case MSH_REPLY_MATCH:
         return take_match(channel, reply);
     case MSH_REPLY_ACCOUNT:
-        channel->account_bytes = reply->value;
+        channel->account = (MshAccount){.cost_bytes = reply->value, .missed = reply->missed};
         channel->has_account = true;
         return 0;
     default:
@@ -440,7 +440,7 @@ static void channel_release(MshExchange *exchange, const MshSlot *slots, size_t 
         signal_broker(channel);
 }
 
-static bool channel_account(MshExchange *exchange, uint64_t *ret_cost_bytes)
+static bool channel_account(MshExchange *exchange, MshAccount *ret_account)
 {
     MshChannel *channel = (MshChannel *)exchange;
     if (channel->phase != READY)
@@ -456,7 +456,7 @@ static bool channel_account(MshExchange *exchange, uint64_t *ret_cost_bytes)
         drop(channel, "the connection to the broker broke");
         return false;
     }
-    *ret_cost_bytes = channel->account_bytes;
+    *ret_account = channel->account;
     return channel->has_account;
 }
 

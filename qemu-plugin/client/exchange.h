@@ -19,6 +19,11 @@ typedef struct MshSighting {
     uint32_t frame;
 } MshSighting;
 
+typedef struct MshAccount {
+    uint64_t cost_bytes; /* this client's fair part of the store */
+    uint32_t missed;     /* changes when pages should be sighted again: some were forgotten */
+} MshAccount;
+
 typedef struct MshExchangeEvents {
     /* The page may equal that slot, and is granted it: merge it or release it. */
     void (*match)(void *opaque, uint32_t frame, MshSlot slot);
@@ -38,8 +43,8 @@ typedef struct MshExchangeVerbs {
     /* Returns when all are answered, or the store is gone. */
     void (*sight)(MshExchange *exchange, const MshSighting *sightings, size_t count);
     void (*release)(MshExchange *exchange, const MshSlot *slots, size_t count);
-    /* This client's fair part of the store; false: unknown. */
-    bool (*account)(MshExchange *exchange, uint64_t *ret_cost_bytes);
+    /* False: unknown. */
+    bool (*account)(MshExchange *exchange, MshAccount *ret_account);
     /* The view is closed. */
     void (*forget)(MshExchange *exchange, uint32_t segment);
     /* Sleeps until something arrives, wake_fd is readable, or the time is up. */

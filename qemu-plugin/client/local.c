@@ -94,9 +94,11 @@ static void local_release(MshExchange *exchange, const MshSlot *slots, size_t co
     }
 }
 
-static bool local_account(MshExchange *exchange, uint64_t *ret_cost_bytes)
+static bool local_account(MshExchange *exchange, MshAccount *ret_account)
 {
-    *ret_cost_bytes = msh_member_cost_bytes(((MshLocal *)exchange)->member);
+    const MshMember *member = ((MshLocal *)exchange)->member;
+    *ret_account = (MshAccount){.cost_bytes = msh_member_cost_bytes(member),
+                                .missed = msh_member_missed(member)};
     return true;
 }
 

@@ -18,6 +18,7 @@
 /* Passes that find nothing follow each other less and less closely. */
 #define IDLE_MIN_NS 20000000ull
 #define IDLE_MAX_NS 640000000ull
+#define ANEW_INTERVAL_NS (10 * SECOND_NS)
 #define RECOUNT_MAPPINGS_NS (10 * SECOND_NS)
 /* How long a pass on a caller's thread waits for the store to come within reach. */
 #define CONNECT_PATIENCE_NS (2 * SECOND_NS)
@@ -154,6 +155,8 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
     }
     memcpy(engine->secret, secret, sizeof engine->secret);
     engine->scan.secret = engine->secret;
+    engine->missed = 0;
+    engine->anew_earliest_ns = 0;
     engine->scan.wants_anew = true; /* this store has heard nothing of what was sighted */
     return 0;
 }
@@ -342,15 +345,28 @@ static bool budget_is_back(MshEngine *engine)
     return true;
 }
 
+/* The table has forgotten sightings: make them again, but not for ever if it is too small for them. */
+static void note_missed(MshEngine *engine, uint32_t missed)
+{
+    uint64_t now_ns = msh_engine_now_ns();
+    if (missed == engine->missed || now_ns < engine->anew_earliest_ns)
+        return;
+    engine->missed = missed;
+    engine->anew_earliest_ns = now_ns + ANEW_INTERVAL_NS;
+    engine->scan.wants_anew = true;
+}
+
 static void end_pass(MshEngine *engine)
 {
-    uint64_t cost_bytes;
     flush_returned(engine);
     if (atomic_exchange(&engine->wants_anew, false) || budget_is_back(engine))
         engine->scan.wants_anew = true;
     close_spent_views(engine);
-    if (engine->exchange->verbs->account(engine->exchange, &cost_bytes))
-        msh_gauge(&engine->counters.store_cost_bytes, cost_bytes);
+    MshAccount account;
+    if (engine->exchange->verbs->account(engine->exchange, &account)) {
+        msh_gauge(&engine->counters.store_cost_bytes, account.cost_bytes);
+        note_missed(engine, account.missed);
+    }
     msh_gauge(&engine->counters.pass_end_ns, msh_engine_now_ns());
     msh_count(&engine->counters.passes, 1);
 }

@@ -29,6 +29,7 @@ struct MshTable {
     uint64_t multiplier;
     uint64_t looks;       /* at pages without a slot, in this epoch */
     uint64_t swept_looks; /* the same, since the last sweep */
+    uint64_t aged;        /* sightings dropped by age, ever */
     uint8_t epoch, swept_epoch;
 };
 
@@ -193,7 +194,9 @@ static bool make_room(MshTable *table)
     if (table->used < soft_limit && table->used < table->limit)
         return true;
     if (table->epoch != table->swept_epoch && table->swept_looks >= table->used) {
+        uint64_t before = table->used;
         sweep(table, drop_aged, table);
+        table->aged += before - table->used;
         table->swept_epoch = table->epoch;
         table->swept_looks = 0;
     }
@@ -278,4 +281,9 @@ uint64_t msh_table_entries(const MshTable *table)
 uint64_t msh_table_bytes(const MshTable *table)
 {
     return capacity(table) * sizeof(Entry);
+}
+
+uint64_t msh_table_aged(const MshTable *table)
+{
+    return table->aged;
 }

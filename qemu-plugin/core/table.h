@@ -59,5 +59,7 @@ void msh_table_drop_member(MshTable *table, uint16_t member);
 
 uint64_t msh_table_entries(const MshTable *table);
 uint64_t msh_table_bytes(const MshTable *table);
+/* Sightings dropped by age, ever: who made them may make them again. */
+uint64_t msh_table_aged(const MshTable *table);
 
 #endif

@@ -46,6 +46,7 @@ struct MshMember {
     uint16_t id;
     void *opaque;
     MshHolder *holder;
+    uint32_t hints_lost;
     bool *shown; /* by segment number */
     uint32_t shown_count;
 };
@@ -319,8 +320,10 @@ static void hint(MshGroup *group, MshSighter first, MshSlot slot)
     MshMember *member = group->members[first.member];
     if (!group->events.hint || !grant(member, slot))
         return;
-    if (!group->events.hint(group->events.opaque, member, first.frame, slot))
-        msh_holder_give_back(member->holder, slot); /* never the last: the provider holds one */
+    if (group->events.hint(group->events.opaque, member, first.frame, slot))
+        return;
+    msh_holder_give_back(member->holder, slot); /* never the last: the provider holds one */
+    member->hints_lost++;
 }
 
 MshAnswer msh_group_provide(MshMember *member, uint64_t hash, MshFrame frame, const void *page,
@@ -372,6 +375,11 @@ int msh_group_release(MshMember *member, MshSlot slot)
 uint64_t msh_member_cost_bytes(const MshMember *member)
 {
     return msh_holder_cost_bytes(member->holder);
+}
+
+uint32_t msh_member_missed(const MshMember *member)
+{
+    return (uint32_t)msh_table_aged(member->group->table) + member->hints_lost;
 }
 
 uint64_t msh_member_grants(const MshMember *member)

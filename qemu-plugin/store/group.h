@@ -90,6 +90,9 @@ int msh_group_release(MshMember *member, MshSlot slot);
  * the same proportion. Bytes. O(slots). */
 uint64_t msh_member_cost_bytes(const MshMember *member);
 uint64_t msh_member_grants(const MshMember *member);
+/* Changes when a sighting of this member may be forgotten, or a hint to it was not passed on: it should
+ * sight its pages again. */
+uint32_t msh_member_missed(const MshMember *member);
 
 /* Segments are shown to a member once, before the first answer that names them is passed on. */
 bool msh_member_was_shown(const MshMember *member, uint32_t segment);

@@ -84,7 +84,7 @@ typedef struct MshSegmentNotice { /* SEGMENT, RETIRED, FORGOTTEN */
 /*
  * Ring
  */
-#define MSH_RING_ENTRIES 1024u    /* of each ring; a power of two */
+#define MSH_RING_ENTRIES 4096u    /* of each ring; a power of two */
 #define MSH_RING_OUTSTANDING 512u /* requests a client may have unanswered; the rest of the reply ring is
                                      room for hints, which are dropped when it is full */
 #define MSH_RING_PAGES 256u       /* of the page area */
@@ -102,7 +102,9 @@ typedef enum MshReplyOp {
     MSH_REPLY_PROVIDE = 2, /* frame: seen before elsewhere; send its bytes */
     MSH_REPLY_MATCH = 3,   /* frame, slot: granted; the segment's descriptor came over the socket before */
     MSH_REPLY_HINT = 4,    /* frame, slot: as MATCH, unasked: a page sighted earlier now has a slot */
-    MSH_REPLY_ACCOUNT = 5, /* value: this client's fair part of the store in bytes, dead slots included */
+    MSH_REPLY_ACCOUNT = 5, /* value: this client's fair part of the store in bytes, dead slots included;
+                              missed: changes when the client should sight its pages again, as the
+                              table has forgotten some or a hint was lost */
 } MshReplyOp;
 
 typedef struct MshRequest {
@@ -117,7 +119,10 @@ typedef struct MshRequest {
 typedef struct MshReply {
     uint64_t value;
     uint32_t frame;
-    uint32_t slot;
+    union {
+        uint32_t slot;
+        uint32_t missed;
+    };
     uint16_t op;
     uint16_t reserved[3];
 } MshReply;
