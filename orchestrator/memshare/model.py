@@ -30,6 +30,7 @@ class PageStats(msgspec.Struct, frozen=True, kw_only=True):
     zero_pages: int
     unique_pages: int
     volatile_pages: int
+    tracked_pages: int
     saved_content_bytes: int
     saved_zero_bytes: int
     overhead_bytes: int
