@@ -31,7 +31,7 @@ NOBODY = 65534
 def build_directory() -> Path:
     """Where the programs under test were built."""
     root = Path(__file__).resolve().parents[2]
-    return Path(os.environ.get("MEMSHARE_BUILD", root / "build"))
+    return Path(os.environ.get("MEMSHARE_BUILD", root / "build")).resolve()
 
 
 def memshared_path() -> Path:
