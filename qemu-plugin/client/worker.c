@@ -214,12 +214,13 @@ static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size
         count = MSH_SCAN_BLOCK_PAGES;
     bool is_content = candidates->slot != MSH_SLOT_ZERO;
     size_t done = 1;
-    if (may_merge(engine, is_content))
+    if (may_merge(engine, is_content)) {
         done = msh_window_merge(&engine->window, candidates, count, returned, &returned_count);
-    else if (is_content)
-        returned[returned_count++] = (MshSlot){candidates->slot};
-    if (!may_merge(engine, is_content))
+    } else {
         atomic_store(&engine->wants_anew, true); /* it will not be proposed again by itself */
+        if (is_content)
+            returned[returned_count++] = (MshSlot){candidates->slot};
+    }
     if (engine->has_window && !msh_window_works(&engine->window)) {
         msh_text_set(&engine->texts, &engine->barred_reason, "the userfaultfd was lost");
         atomic_store(&engine->is_barred, true);
