@@ -61,6 +61,9 @@ int msh_engine_new(const MshConfig *config, MshEngine **ret_engine, MshError *er
         return result;
     if (!msh_mode_name(config->mode))
         return msh_error_set(error, -EINVAL, "mode %u is none of off, zero, content", config->mode);
+    if (config->cpu_limit_percent > 100)
+        return msh_error_set(error, -EINVAL, "cpu limit %u is more than 100 percent of a core",
+                             config->cpu_limit_percent);
     result = msh_probe_host(error);
     if (result < 0)
         return result;
@@ -107,13 +110,15 @@ MshEngine *msh_engine_free(MshEngine *engine)
     msh_engine_detach(engine, NULL);
     msh_worker_stop(engine);
     if (engine->exchange) {
-        msh_worker_flush(engine);
+        msh_worker_settle(engine);
         engine->exchange->verbs->free(engine->exchange);
     }
     msh_window_fini(&engine->window);
     if (engine->has_rebuild)
         msh_rebuild_fini(&engine->rebuild);
     msh_views_close_all(&engine->views);
+    for (size_t i = 0; i < engine->memory.count; i++)
+        msh_region_set_sharing(engine->memory.region[i], false); /* I12 */
     msh_memory_free(&engine->memory);
     msh_pagemap_close(&engine->scan.pagemap);
     if (engine->wake_fd >= 0)
@@ -143,7 +148,7 @@ int msh_engine_detach(MshEngine *engine, MshError *error)
     uint32_t frame = 0;
     while (msh_release_block(engine, &frame))
         ;
-    msh_worker_flush(engine);
+    msh_worker_settle(engine);
     atomic_store(&engine->wants_anew, true);
     return 0;
 }

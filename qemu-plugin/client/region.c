@@ -83,6 +83,8 @@ static int check_vma(const Vma *vma, uint64_t start, uint64_t end, MshError *err
         what = "is a file mapping";
     else if (vma->permissions[0] != 'r' || vma->permissions[1] != 'w')
         what = "is not readable and writable";
+    else if (vma->permissions[2] == 'x')
+        what = "is executable"; /* a store mapping would not be */
     else if (has_flag(vma, "lo"))
         what = "is locked in memory";
     else if (has_flag(vma, "wf"))

@@ -80,14 +80,6 @@ static void flush_returned(MshEngine *engine)
     free(returned.items);
 }
 
-void msh_worker_flush(MshEngine *engine)
-{
-    if (pthread_mutex_trylock(&engine->work_lock))
-        return;
-    flush_returned(engine);
-    pthread_mutex_unlock(&engine->work_lock);
-}
-
 static void hand_over(MshEngine *engine)
 {
     if (engine->pending.count == 0)
@@ -357,6 +349,20 @@ static void note_missed(MshEngine *engine, uint32_t missed)
     engine->scan.wants_anew = true;
 }
 
+static void settle(MshEngine *engine)
+{
+    flush_returned(engine);
+    close_spent_views(engine);
+}
+
+void msh_worker_settle(MshEngine *engine)
+{
+    if (pthread_mutex_trylock(&engine->work_lock))
+        return;
+    settle(engine);
+    pthread_mutex_unlock(&engine->work_lock);
+}
+
 static void end_pass(MshEngine *engine)
 {
     flush_returned(engine);
@@ -505,8 +511,11 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
             pacing->release_frame = 0;
         return SECOND_NS * MSH_SCAN_BLOCK_PAGES / RELEASE_RATE_MIN;
     }
-    if (msh_engine_mode(engine) == MSH_MODE_OFF || atomic_load(&engine->is_held) || !is_connected)
+    if (msh_engine_mode(engine) == MSH_MODE_OFF || atomic_load(&engine->is_held) || !is_connected) {
+        /* No pass ends now that would do it, and a view keeps a dead segment's memory. */
+        close_spent_views(engine);
         return SECOND_NS / 10;
+    }
     uint64_t now_ns = msh_engine_now_ns();
     uint64_t wait_ns = pace_ns(engine, pacing, now_ns);
     if (wait_ns)

@@ -15,8 +15,9 @@ int msh_worker_pass(MshEngine *engine, MshError *error);
 int msh_worker_start(MshEngine *engine, MshError *error);
 void msh_worker_stop(MshEngine *engine);
 
-/* Tells the exchange of slots given back, unless the scan thread is at work and will. */
-void msh_worker_flush(MshEngine *engine);
+/* Tells the exchange of slots given back and closes spent views, unless the scan thread is at work
+ * and will. */
+void msh_worker_settle(MshEngine *engine);
 
 /* What the exchange calls. */
 MshExchangeEvents msh_worker_events(MshEngine *engine);
