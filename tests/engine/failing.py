@@ -11,9 +11,10 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from memshare.engine import Engine, EngineError
 from tests.lib.memory import PAGE_BYTES, Memory, mappings_of
 from tests.lib.native import Faults
+
+from memshare.engine import Engine, EngineError
 
 PAGES = 96
 ERRORS = (errno.EAGAIN, errno.EBUSY, errno.ENOMEM, errno.EINVAL, errno.EEXIST, errno.ENOENT)

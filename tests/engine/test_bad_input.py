@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.lib.memory import PAGE_BYTES, Memory, mappings_of
 
 from memshare.engine import Engine, EngineError
-from tests.lib.memory import PAGE_BYTES, Memory, mappings_of
 
 PAGES = 16
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -55,7 +55,9 @@ def test_unaligned_or_empty_memory(engine: Engine) -> None:
     memory = Memory(PAGES)
     address, length = memory.address, PAGES * PAGE_BYTES
     for start, size in ((address + 8, PAGE_BYTES), (address, length - 1), (address, 0)):
-        refused(lambda: engine.register_range(start, size), errno.EINVAL, f"{start:#x}.*whole pages")
+        refused(
+            lambda: engine.register_range(start, size), errno.EINVAL, f"{start:#x}.*whole pages"
+        )
 
 
 def test_unmapped_memory_in_whole_and_in_part(engine: Engine) -> None:
@@ -65,7 +67,9 @@ def test_unmapped_memory_in_whole_and_in_part(engine: Engine) -> None:
     libc("munmap", hole, PAGE_BYTES)
     whole, end = (memory.address, PAGES * PAGE_BYTES), memory.address_of(PAGES)
     refused(lambda: engine.register_range(*whole), errno.ENOMEM, f"not mapped at {hole:#x}")
-    refused(lambda: engine.register_range(hole, PAGE_BYTES), errno.ENOMEM, f"not mapped at {hole:#x}")
+    refused(
+        lambda: engine.register_range(hole, PAGE_BYTES), errno.ENOMEM, f"not mapped at {hole:#x}"
+    )
     libc("munmap", memory.address_of(PAGES - 1), PAGE_BYTES)
     tail = memory.address_of(8)
     refused(lambda: engine.register_range(tail, end - tail), errno.ENOMEM, "not mapped")
@@ -80,7 +84,9 @@ def _unregister(engine: Engine, address: int) -> None:
     engine.unregister(array)  # type: ignore[arg-type]
 
 
-def _mapping(flags: int, protection: int, fd: int = -1, length: int = PAGES * PAGE_BYTES) -> mmap.mmap:
+def _mapping(
+    flags: int, protection: int, fd: int = -1, length: int = PAGES * PAGE_BYTES
+) -> mmap.mmap:
     return mmap.mmap(fd, length, flags, protection)
 
 
@@ -186,7 +192,10 @@ def test_bad_steering(engine: Engine) -> None:
     refused(lambda: engine.set(mode="some"), errno.EINVAL, "'some'")  # type: ignore[arg-type]
     refused(lambda: engine.set(cpu_limit=101), errno.EINVAL, "")
     after = engine.stats()
-    assert (before["mode"], before["cpu_limit_percent"]) == (after["mode"], after["cpu_limit_percent"])
+    assert (before["mode"], before["cpu_limit_percent"]) == (
+        after["mode"],
+        after["cpu_limit_percent"],
+    )
 
 
 def test_a_closed_engine(engine: Engine) -> None:

@@ -2,7 +2,6 @@
 """Whatever kernel call fails, and however: every byte is right, nobody sleeps on, the engine works."""
 
 import pytest
-
 from tests.lib.native import Hung, run_scenario
 
 POINTS = [

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from memshare.engine import Engine
 from tests.lib.broker import wait_until
 from tests.lib.memory import PAGE_BYTES, Mapping, Memory, mappings, mappings_of, pagemap
+
+from memshare.engine import Engine
 
 PAGES = 64
 MADV_HUGEPAGE, MADV_PAGEOUT, MADV_DONTFORK, MADV_DONTDUMP = 14, 21, 10, 16
@@ -60,7 +60,9 @@ def descriptors() -> list[str]:
 def threads() -> set[str]:
     """Names of the engine's threads."""
     tasks = Path("/proc/self/task").iterdir()
-    return {name for task in tasks if (name := (task / "comm").read_text().strip())[:9] == "memshare-"}
+    return {
+        name for task in tasks if (name := (task / "comm").read_text().strip())[:9] == "memshare-"
+    }
 
 
 def converge(engine: Engine) -> None:
@@ -70,7 +72,7 @@ def converge(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_I12_detach_leaves_memory_as_it_was(memory: Memory, started: bool) -> None:  # noqa: FBT001
+def test_I12_detach_leaves_memory_as_it_was(memory: Memory, started: bool) -> None:
     """One plain mapping again, no descriptor, no thread, no store."""
     for advice in (MADV_HUGEPAGE, MADV_DONTFORK, MADV_DONTDUMP):
         memory.buffer.madvise(advice)
