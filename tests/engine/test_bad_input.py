@@ -7,6 +7,7 @@ import mmap
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def test_unaligned_or_empty_memory(engine: Engine) -> None:
     address, length = memory.address, PAGES * PAGE_BYTES
     for start, size in ((address + 8, PAGE_BYTES), (address, length - 1), (address, 0)):
         refused(
-            lambda: engine.register_range(start, size), errno.EINVAL, f"{start:#x}.*whole pages"
+            partial(engine.register_range, start, size), errno.EINVAL, f"{start:#x}.*whole pages"
         )
 
 
@@ -103,7 +104,7 @@ def test_memory_of_the_wrong_kind(engine: Engine) -> None:
             (_mapping(private | anonymous, rw | mmap.PROT_EXEC), "is executable"),
         ]
     for buffer, pattern in kinds:
-        refused(lambda: engine.register(buffer), errno.EPERM, f"cannot be shared: .*{pattern}")  # noqa: B023
+        refused(partial(engine.register, buffer), errno.EPERM, f"cannot be shared: .*{pattern}")
     read_only = Memory(PAGES)
     libc("mprotect", read_only.address_of(3), PAGE_BYTES, mmap.PROT_READ)
     where = f"{read_only.address_of(3):#x}.*is not readable and writable"
@@ -134,7 +135,7 @@ def test_wiped_on_fork_and_hugetlb_memory(engine: Engine) -> None:
 def test_too_large_memory(engine: Engine) -> None:
     """More pages than numbers, and a range that wraps."""
     for length in (1 << 44, (1 << 64) - 2 * PAGE_BYTES):
-        refused(lambda: engine.register_range(1 << 32, length), errno.E2BIG, "more than can be")
+        refused(partial(engine.register_range, 1 << 32, length), errno.E2BIG, "more than can be")
 
 
 def test_one_range_twice_and_in_two_engines(engine: Engine) -> None:
@@ -146,7 +147,7 @@ def test_one_range_twice_and_in_two_engines(engine: Engine) -> None:
             for page, pages in ((0, PAGES), (0, 1), (PAGES - 1, 1), (4, 4)):
                 address = memory.address_of(page)
                 refused(
-                    lambda: where.register_range(address, pages * PAGE_BYTES),  # noqa: B023
+                    partial(where.register_range, address, pages * PAGE_BYTES),
                     errno.EEXIST,
                     f"{address:#x}-.* overlaps {memory.address:#x}-.*registered already",
                 )
