@@ -365,10 +365,9 @@ void msh_worker_settle(MshEngine *engine)
 
 static void end_pass(MshEngine *engine)
 {
-    flush_returned(engine);
+    settle(engine);
     if (atomic_exchange(&engine->wants_anew, false) || budget_is_back(engine))
         engine->scan.wants_anew = true;
-    close_spent_views(engine);
     MshAccount account;
     if (engine->exchange->verbs->account(engine->exchange, &account)) {
         msh_gauge(&engine->counters.store_cost_bytes, account.cost_bytes);
