@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from memshare.clients import ksm
+from memshare.errors import HostError
 
 BEFORE = {
     "advisor_mode": "scan-time",
@@ -50,6 +51,16 @@ def test_every_knob_is_put_back(written: list[tuple[str, str]]) -> None:
     unmerged = written.index(("run", ksm.RUN_UNMERGE))
     assert written[-1] == ("run", "1")
     assert set(names[unmerged:]) == {"run", "advisor_mode", "pages_to_scan", "use_zero_pages"}
+
+
+def test_second_measurement_is_refused(written: list[tuple[str, str]]) -> None:
+    with ksm.preserved():
+        del written[:]
+        with pytest.raises(HostError, match="another measurement"), ksm.preserved():
+            pytest.fail("both measure")
+        assert written == []
+    with ksm.preserved():
+        pass  # free again
 
 
 def test_what_is_right_already_is_not_written(written: list[tuple[str, str]]) -> None:

@@ -376,7 +376,7 @@ def main(json_file: Path | None, cases: Sequence[str], repeats: int, size: int) 
     progress = Progress()
     results: list[Result] = []
     try:
-        with many_mappings(), ksm.preserved():
+        with ksm.preserved(), many_mappings():
             bench = Bench(build, size, progress)
             for case in cases or CASES:
                 for busy in (False, True):

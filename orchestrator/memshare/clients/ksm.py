@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel's own same-page merging: its knobs in /sys, its thread, whose memory it scans."""
 
+import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,16 +46,24 @@ def write_knobs(knobs: Mapping[str, str]) -> None:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Give back what was merged and put all knobs back as they were, on every way out."""
+    """Give back what was merged and put all knobs back as they were, on every way out.
+
+    One at a time on a host: a second one would take the first one's knobs for what was there before.
+    """
     if not KSM.exists():
         raise HostError("this kernel has no KSM to compare with")
-    before = read_knobs()
-    try:
-        yield
-    finally:
-        # Some knobs cannot be set while pages are merged.
-        (KSM / "run").write_text(RUN_UNMERGE)
-        write_knobs(before)
+    with (KSM / "run").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HostError("another measurement is using KSM now", "wait for its end") from None
+        before = read_knobs()
+        try:
+            yield
+        finally:
+            # Some knobs cannot be set while pages are merged.
+            (KSM / "run").write_text(RUN_UNMERGE)
+            write_knobs(before)
 
 
 def ksmd_pid() -> int:
