@@ -19,19 +19,19 @@ PAGES = 32
 #: Kind of page -> the page, and the call at which its window is held open: it is away there.
 KINDS = {
     "zero": (2, "MOVE_OUT", 1),
-    "shared": (10, "MAP_OVER", 0),
-    "moved_back": (10, "MOVE_IN", 0),
-    "failed": (10, "MAP_OVER", 0),
-    "failed_half_done": (10, "MAP_OVER", 0),
-    "rebuilt": (10, "MOVE_IN", 0),
-    "protected": (10, "MAP_OVER", 0),
+    "shared": (8, "MAP_OVER", 0),
+    "moved_back": (8, "MOVE_IN", 0),
+    "failed": (8, "MAP_OVER", 0),
+    "failed_half_done": (8, "MAP_OVER", 0),
+    "rebuilt": (8, "MOVE_IN", 0),
+    "protected": (8, "MAP_OVER", 0),
 }
 ASLEEP_SECONDS = 10
 
 
 def number_of(page: int) -> int:
     """Zeros, and common contents."""
-    return 0 if page < 8 else page % 8 + 1
+    return 0 if page < 8 else 1
 
 
 def prepare(kind: str, engine: Engine, memory: Memory, faults: Faults) -> None:

@@ -28,7 +28,7 @@ def libc(name: str, *arguments: int) -> None:
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     """An engine that shares some memory of its own, and must go on doing so."""
-    mine = Memory(PAGES).fill(lambda page: page % 2 + 1)
+    mine = Memory(PAGES).fill(lambda page: 1)
     with Engine(nothing_pinned=True) as running:
         running.register(mine.buffer)
         for _ in range(3):

@@ -82,6 +82,24 @@ class Touch:
         return None if seen < 0 else seen
 
 
+class Pin:
+    """Memory pinned as a buffer of an io_uring."""
+
+    def __init__(self, address: int, length_bytes: int) -> None:
+        self._ffi, self._lib = _load("pin")
+        self._pin = self._lib.pin_new(self._ffi.cast("void *", address), length_bytes)
+        assert self._pin != self._ffi.NULL, "io_uring does not work here"
+
+    def read(self, fd: int, offset_bytes: int, length_bytes: int) -> None:
+        """Let the kernel read from a file into the pinned pages."""
+        got = self._lib.pin_read(self._pin, fd, offset_bytes, length_bytes)
+        assert got == length_bytes, got
+
+    def close(self) -> None:
+        """Let go of the pages."""
+        self._lib.pin_free(self._pin)
+
+
 class Faults:
     """The calls between the engine and the kernel; only in a process made by ``run_scenario``."""
 
