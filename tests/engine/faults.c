@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * Stands between the engine and the kernel (LD_PRELOAD): counts the calls that replace pages, makes
- * chosen ones fail, holds chosen ones back, and sabotages the engine's method, to show that the tests
- * notice. Steered by the exported functions; until faults_watch() it only passes calls on.
+ * chosen ones fail, holds chosen ones back, and sabotages the engine's method, to show that the
+ * tests notice. Steered by the exported functions; until faults_watch() it only passes calls on.
  * Calls go to the kernel directly, so none made here is intercepted again.
  */
 /* These definitions are those of the 64-bit names as well. */
@@ -30,8 +30,8 @@ typedef struct Plan {
     uint64_t calls;       /* so far */
     uint64_t first, last; /* calls to fail: first <= number < last, counted from 0 */
     int error;
-    bool is_half;         /* they do part of their work all the same */
-    uint64_t gate;        /* number of the call to hold back */
+    bool is_half;  /* they do part of their work all the same */
+    uint64_t gate; /* number of the call to hold back */
     bool has_gate;
     unsigned linger_ns;
 } Plan;
@@ -59,7 +59,8 @@ static bool is_watched(uint64_t address)
     return address >= watched_start && address < watched_end;
 }
 
-/* Counts the call, waits at its gate, and says with which error it is to fail; 0: it is to be made. */
+/* Counts the call, waits at its gate, and says with which error it is to fail; 0: it is to be made.
+ */
 static int pass(Point point, bool *ret_half)
 {
     int error = 0;
@@ -197,8 +198,8 @@ void faults_set_map_count_limit(unsigned limit)
  * Section: the calls
  */
 
-/* Pages are copied out and stay; going back they are there already. Rebuilding moves its copies in as
- * ever: there the address is empty. */
+/* Pages are copied out and stay; going back they are there already. Rebuilding moves its copies in
+ * as ever: there the address is empty. */
 static int compare_then_map(int fd, struct msh_uffdio_move *move, bool is_out)
 {
     if (!is_out) {
@@ -206,8 +207,10 @@ static int compare_then_map(int fd, struct msh_uffdio_move *move, bool is_out)
         if (result == 0 || errno != EEXIST)
             return result;
     } else {
-        struct uffdio_copy copy = {
-            .dst = move->dst, .src = move->src, .len = move->len, .mode = UFFDIO_COPY_MODE_DONTWAKE};
+        struct uffdio_copy copy = {.dst = move->dst,
+                                   .src = move->src,
+                                   .len = move->len,
+                                   .mode = UFFDIO_COPY_MODE_DONTWAKE};
         if (syscall(SYS_ioctl, fd, UFFDIO_COPY, &copy) < 0)
             return -1;
     }
@@ -302,8 +305,7 @@ void *mmap(void *address, size_t length_bytes, int protection, int flags, int fd
             return MAP_FAILED;
         }
     }
-    void *mapped =
-        (void *)syscall(SYS_mmap, address, length_bytes, protection, flags, fd, offset);
+    void *mapped = (void *)syscall(SYS_mmap, address, length_bytes, protection, flags, fd, offset);
     if (is_over && mapped != MAP_FAILED && (sabotage & TOUCH_FIXED))
         *(volatile uint8_t *)mapped = 1;
     return mapped;

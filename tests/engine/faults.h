@@ -35,8 +35,8 @@ typedef enum Sabotage {
 void faults_watch(void *start, size_t length_bytes);
 /* Forgets plans, counts and gates, and lets all who wait pass. */
 void faults_reset(void);
-/* Of the calls from now on, after so many let times of them fail. half: they do part of their work all
- * the same, as the kernel's may: MAP_OVER unmaps its target, registrations are made. */
+/* Of the calls from now on, after so many let times of them fail. half: they do part of their work
+ * all the same, as the kernel's may: MAP_OVER unmaps its target, registrations are made. */
 void faults_fail(int point, uint64_t after, uint64_t times, int error, int half);
 /* A byte is written just before the call after so many from now on, as if by a guest. */
 void faults_poke(int point, uint64_t after, void *address, int value);
@@ -45,8 +45,8 @@ uint64_t faults_calls(int point);
 void faults_gate(int point, uint64_t after);
 int faults_wait_for_gate(unsigned timeout_seconds);
 void faults_open_gate(void);
-/* Each such call waits for so long before it is made: a race that an idle machine with many cores would
- * see now and then happens nearly every time. */
+/* Each such call waits for so long before it is made: a race that an idle machine with many cores
+ * would see now and then happens nearly every time. */
 void faults_linger(int point, unsigned ns);
 void faults_sabotage(unsigned what);
 /* What /proc/sys/vm/max_map_count seems to say; 0: the truth. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Memory pinned for I/O, as a device's would be: what the kernel writes there goes to the page frames
- * that were pinned, whatever is mapped at the address by then.
+ * Memory pinned for I/O, as a device's would be: what the kernel writes there goes to the page
+ * frames that were pinned, whatever is mapped at the address by then.
  */
 #include "pin.h"
 
@@ -34,7 +34,8 @@ int pin_read(Pin *pin, int fd, size_t offset_bytes, size_t length_bytes)
 {
     struct io_uring_sqe *request = io_uring_get_sqe(&pin->ring);
     struct io_uring_cqe *done;
-    io_uring_prep_read_fixed(request, fd, pin->address + offset_bytes, (unsigned)length_bytes, 0, 0);
+    io_uring_prep_read_fixed(request, fd, pin->address + offset_bytes, (unsigned)length_bytes, 0,
+                             0);
     int result = io_uring_submit_and_wait(&pin->ring, 1);
     if (result < 0 || (result = io_uring_wait_cqe(&pin->ring, &done)) < 0)
         return result;
@@ -45,7 +46,8 @@ int pin_read(Pin *pin, int fd, size_t offset_bytes, size_t length_bytes)
 
 void pin_free(Pin *pin)
 {
-    io_uring_unregister_buffers(&pin->ring); /* closing the ring would do it too, but some time later */
+    io_uring_unregister_buffers(
+        &pin->ring); /* closing the ring would do it too, but some time later */
     io_uring_queue_exit(&pin->ring);
     free(pin);
 }

@@ -2,11 +2,12 @@
 /*
  * Threads that write to a region while an engine shares it, and notice when a write is lost.
  *
- * Each page belongs to one writer. A writer knows what each of its pages must hold (a shadow copy in
- * memory that no engine knows), looks before each write whether the last one is there still, and at
- * the end the whole region is compared. Runs of pages take turns at four kinds: three that change
- * between a dirty state and zeros or common contents, so that they are merged again and again, and
- * one that only ever changes. Every few writes go through the kernel, as a device's would.
+ * Each page belongs to one writer. A writer knows what each of its pages must hold (a shadow copy
+ * in memory that no engine knows), looks before each write whether the last one is there still, and
+ * at the end the whole region is compared. Runs of pages take turns at four kinds: three that
+ * change between a dirty state and zeros or common contents, so that they are merged again and
+ * again, and one that only ever changes. Every few writes go through the kernel, as a device's
+ * would.
  *
  * Also here: a thread that touches one page, whose sleep can be watched from outside.
  */
@@ -77,8 +78,8 @@ static void write_once(Writer *writer)
     size_t own = torture->page_count / torture->writer_count;
     size_t page = writer->number * own + writer->turns++ % own;
     size_t kind = page / RUN_PAGES % 4;
-    /* Always the same word of a page, or a page would not come back to its common state by one write.
-     * Anywhere in the page, so that no part of it is never tested. */
+    /* Always the same word of a page, or a page would not come back to its common state by one
+     * write. Anywhere in the page, so that no part of it is never tested. */
     size_t word = page * 37 % PAGE_WORDS;
     uint64_t *at = torture->pages + page * PAGE_WORDS + word;
     uint64_t *known = torture->shadow + page * PAGE_WORDS + word;
