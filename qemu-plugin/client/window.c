@@ -189,7 +189,8 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
             view = msh_views_of(window->views, (MshSlot){first->slot});
         size_t length = msh_run_length(first, count - at, RUN_PAGES);
         bool is_affordable = is_zero || budget_allows(window, plan->runs + 1);
-        window->is_over_budget |= !is_affordable;
+        if (!is_affordable)
+            atomic_store(&window->is_over_budget, true);
         bool take = region && (is_zero || view) && is_affordable;
         /* The end of a run that reaches a page of another kind, or of another region, waits. */
         size_t fit = 0;

@@ -32,7 +32,7 @@ typedef struct MshWindow {
     MshUffd uffd;
     uint8_t *scratch; /* where pages are moved to; registered for good */
     MshTrack *track;  /* lets go of what a window is about to open */
-    bool is_over_budget; /* something could not be merged for want of mappings; cleared by the reader */
+    _Atomic bool is_over_budget; /* something could not be merged for want of mappings; cleared by the reader */
     uint32_t effort;  /* what a window may take on now, in pages' worth: follows the time it takes */
     const MshMemory *memory;
     const MshViews *views;

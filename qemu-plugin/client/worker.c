@@ -331,10 +331,10 @@ static void close_spent_views(MshEngine *engine)
 static bool budget_is_back(MshEngine *engine)
 {
     enum { ROOM = 1024 };
-    if (!engine->window.is_over_budget ||
+    if (!atomic_load(&engine->window.is_over_budget) ||
         msh_read(&engine->counters.mappings) + ROOM > msh_read(&engine->counters.mappings_limit))
         return false;
-    engine->window.is_over_budget = false;
+    atomic_store(&engine->window.is_over_budget, false);
     return true;
 }
 

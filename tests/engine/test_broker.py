@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Engines that share through a real broker, and what becomes of them when it dies."""
+
+import json
+import subprocess
+import sys
+import time
+
+from tests.lib.broker import Broker, wait_until
+from tests.lib.memory import PAGE_BYTES, Memory
+from tests.lib.native import ROOT
+
+from memshare.engine import Engine, EngineError
+
+PAGES = 64
+
+#: Another guest with the same contents. Says when it shares, then waits, verifies and writes on request.
+GUEST = """
+import json, sys
+from memshare.engine import Engine
+from tests.lib.memory import Memory
+memory = Memory({pages}).fill(lambda page: page // 8 % 4 and 1)
+engine = Engine(sys.argv[1], nothing_pinned=True)
+engine.register(memory.buffer)
+for line in sys.stdin:
+    if line == "scan\\n":
+        engine.scan_once()
+    elif line == "write\\n":
+        for page in range(0, {pages}, 2):
+            memory.write(page, b"guest", offset=page)
+    memory.check()
+    print(json.dumps(engine.stats()), flush=True)
+"""
+
+
+class Guest:
+    """A process with an engine of its own."""
+
+    def __init__(self, broker: Broker) -> None:
+        script = GUEST.format(pages=PAGES)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, str(broker.socket_path())],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def do(self, what: str) -> dict[str, int]:
+        """Ask it to scan, write or only check; its stats, or it has failed."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        stats = json.loads(self.process.stdout.readline())
+        assert isinstance(stats, dict)
+        return stats
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def test_I6_I7_guests_outlive_each_other_and_the_broker(broker: Broker) -> None:
+    """Two processes share, one writes, one is killed, the broker is killed: every byte is right."""
+    memory = Memory(PAGES).fill(lambda page: page // 8 % 4 and 1)
+    guest = Guest(broker)
+    try:
+        with Engine(broker.socket_path(), nothing_pinned=True) as engine:
+            engine.register(memory.buffer)
+            for _ in range(6):
+                engine.scan_once()
+                theirs = guest.do("scan")
+            ours = engine.stats()
+            assert ours["shared_pages"] == theirs["shared_pages"] == PAGES * 3 // 4
+            assert ours["zero_pages"] == theirs["zero_pages"] == PAGES // 4
+            assert ours["saved_content_bytes"] == (PAGES * 3 // 4 - 0.5) * PAGE_BYTES
+            memory.check()
+            guest.do("write")
+            memory.check()
+            guest.do("check")
+            guest.kill()
+            memory.check()
+            control = broker.control()
+            # Its grants are gone with it; ours are all that is left.
+            wait_until(
+                lambda: control.group("default")["grants"] == PAGES * 3 // 4, "grants came back"
+            )
+            control.close()
+            broker.kill()
+            memory.check()
+            wait_until(lambda: _is_waiting(engine), "the engine notices")
+            for page in range(0, PAGES, 3):
+                memory.write(page, b"alone", offset=7)
+            memory.check()
+            engine.detach()
+            assert engine.stats()["shared_pages"] == 0
+            memory.check()
+        memory.check()
+    finally:
+        guest.kill()
+
+
+def _is_waiting(engine: Engine) -> bool:
+    try:
+        engine.scan_once()
+    except EngineError:
+        return bool(engine.stats()["state"] == "waiting-for-broker")
+    time.sleep(0.01)
+    return False
