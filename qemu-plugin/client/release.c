@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "release.h"
 
+#include <signal.h>
+
 #include "rebuild.h"
 #include "worker.h"
 
@@ -51,7 +53,13 @@ static void rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, 
             continue;
         }
         size_t count = 0;
-        if (msh_rebuild_run(&engine->rebuild, region, page, end, &page, slots, &count) < 0)
+        /* A handler that ran on this thread and touched the window would wait for ever. */
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        int result = msh_rebuild_run(&engine->rebuild, region, page, end, &page, slots, &count);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (result < 0)
             return; /* they are broken in place instead */
         msh_worker_return_slots(engine, slots, count);
     }

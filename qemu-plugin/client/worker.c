@@ -207,7 +207,12 @@ static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size
     bool is_content = candidates->slot != MSH_SLOT_ZERO;
     size_t done = 1;
     if (may_merge(engine, is_content)) {
+        /* A handler that ran on this thread and touched the window would wait for ever. */
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
         done = msh_window_merge(&engine->window, candidates, count, returned, &returned_count);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
     } else {
         atomic_store(&engine->wants_anew, true); /* it will not be proposed again by itself */
         if (is_content)
