@@ -87,7 +87,6 @@ int msh_engine_new(const MshConfig *config, MshEngine **ret_engine, MshError *er
     pthread_mutex_init(&engine->memory_lock, NULL);
     pthread_mutex_init(&engine->queue_lock, NULL);
     pthread_cond_init(&engine->queue_filled, NULL);
-    pthread_cond_init(&engine->queue_emptied, NULL);
     engine->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (engine->wake_fd < 0)
         result = msh_error_set(error, -errno, "no eventfd: %s", strerror(errno));
@@ -128,7 +127,6 @@ MshEngine *msh_engine_free(MshEngine *engine)
     free(engine->returned.items);
     msh_texts_fini(&engine->texts);
     pthread_cond_destroy(&engine->queue_filled);
-    pthread_cond_destroy(&engine->queue_emptied);
     pthread_mutex_destroy(&engine->queue_lock);
     pthread_mutex_destroy(&engine->memory_lock);
     pthread_mutex_destroy(&engine->work_lock);

@@ -74,7 +74,7 @@ struct MshEngine {
 
     /* queue lock */
     pthread_mutex_t queue_lock;
-    pthread_cond_t queue_filled, queue_emptied;
+    pthread_cond_t queue_filled;
     MshCandidates queue;
     MshSlots returned;
     bool is_merging; /* the window thread holds candidates of its own */

@@ -11,12 +11,13 @@
 #include "fingerprint.h"
 
 /* Once a window has been open for this long no further run is begun; with a run's own time, at most
- * RUN_PAGES pages, it stays within 200 us. I8 */
+ * HAUL_PAGES pages, it stays within 200 us. I8 */
 #define CLOSE_AFTER_NS 120000u
 #define AIM_NS 100000u
 
 enum {
     RUN_PAGES = 32,
+    HAUL_PAGES = 64,
     SPANS_MAX = 16,
     SPAN_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES,
     RUN_EFFORT = 12, /* what the calls of one run cost, in pages' worth */
@@ -48,7 +49,7 @@ typedef struct Run {
     uint32_t slot;        /* MSH_SLOT_ZERO, or the first one */
     uint32_t scratch;     /* first page in the scratch area */
     size_t candidates_before, returned_before; /* by the plan, when it came to this run */
-    uint8_t outcome[RUN_PAGES];
+    uint8_t *outcome;     /* one a page */
 } Run;
 
 typedef struct Plan {
@@ -57,6 +58,7 @@ typedef struct Plan {
     Run run[MSH_WINDOW_RUNS_MAX];
     size_t runs;
     size_t candidates; /* taken or turned down */
+    uint8_t outcome[MSH_WINDOW_SCRATCH_PAGES]; /* by page of the scratch area */
 } Plan;
 
 static uint64_t now_ns(void)
@@ -178,6 +180,7 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
     uint32_t effort = 0, scratch = 0;
     size_t at = 0;
     plan->spans = plan->runs = 0;
+    memset(plan->outcome, LEFT, sizeof plan->outcome);
     while (at < count && plan->runs < MSH_WINDOW_RUNS_MAX && effort < window->effort &&
            scratch + RUN_PAGES <= MSH_WINDOW_SCRATCH_PAGES) {
         const MshCandidate *first = &candidates[at];
@@ -223,6 +226,7 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
                      .pages = (uint32_t)fit,
                      .slot = first->slot,
                      .scratch = scratch,
+                     .outcome = plan->outcome + scratch,
                      .candidates_before = at,
                      .returned_before = *returned_count};
         at += fit;
@@ -236,16 +240,32 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
  * Section: inside the window
  */
 
-static void move_out(MshWindow *window, Run *run)
+/* The runs from first on, up to the one returned, that follow each other without a gap: they are moved in
+ * one call, since each call costs every other processor that runs this process a TLB flush. */
+static size_t haul_end(const Plan *plan, size_t first)
 {
+    size_t end = first + 1;
+    uint32_t pages = plan->run[first].pages;
+    for (; end < plan->runs; end++) {
+        const Run *last = &plan->run[end - 1], *next = &plan->run[end];
+        pages += next->pages;
+        if (next->span != last->span || next->page != last->page + last->pages || pages > HAUL_PAGES)
+            break;
+    }
+    return end;
+}
+
+static void move_out(MshWindow *window, const Run *first, const Run *last)
+{
+    uint32_t pages = last->page + last->pages - first->page;
     uint32_t at = 0, tries = 0;
-    while (at < run->pages) {
+    while (at < pages) {
         size_t moved_bytes = 0;
-        int result = msh_uffd_move(&window->uffd, scratch_page(window, run->scratch + at),
-                                   msh_region_address(run->region, run->page + at),
-                                   msh_pages_to_bytes(run->pages - at), &moved_bytes);
+        int result = msh_uffd_move(&window->uffd, scratch_page(window, first->scratch + at),
+                                   msh_region_address(first->region, first->page + at),
+                                   msh_pages_to_bytes(pages - at), &moved_bytes);
         uint32_t moved = (uint32_t)msh_bytes_to_pages(moved_bytes);
-        memset(run->outcome + at, MOVED, moved);
+        memset(first->outcome + at, MOVED, moved);
         at += moved;
         if (result == 0)
             return;
@@ -343,9 +363,9 @@ static void settle(MshWindow *window, Run *run, uint32_t at, uint32_t pages, boo
     memset(run->outcome + at, outcome, pages);
 }
 
+/* All that was moved out of the run is replaced or moved back. */
 static void work(MshWindow *window, Run *run)
 {
-    move_out(window, run);
     for (uint32_t at = 0; at < run->pages;) {
         if (run->outcome[at] != MOVED) {
             at++;
@@ -450,9 +470,13 @@ size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_
     }
     size_t runs = 0;
     while (runs < plan.runs && (runs == 0 || now_ns() - opened_ns < CLOSE_AFTER_NS)) {
-        Run *run = &plan.run[runs++];
-        if (run->span->open)
-            work(window, run);
+        size_t end = haul_end(&plan, runs);
+        bool is_open = plan.run[runs].span->open;
+        if (is_open)
+            move_out(window, &plan.run[runs], &plan.run[end - 1]);
+        for (; runs < end; runs++)
+            if (is_open)
+                work(window, &plan.run[runs]);
     }
     msh_count(&window->counters->slept_faults, msh_uffd_discard_events(&window->uffd));
     close_spans(window, &plan);

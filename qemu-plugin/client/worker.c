@@ -268,7 +268,7 @@ static void *window_main(void *opaque)
         merge_all(engine, &mine, true);
         pthread_mutex_lock(&engine->queue_lock);
         engine->is_merging = false;
-        pthread_cond_broadcast(&engine->queue_emptied);
+        (void)eventfd_write(engine->wake_fd, 1); /* the scan thread may wait for room */
     }
     pthread_mutex_unlock(&engine->queue_lock);
     free(mine.items);
@@ -496,12 +496,16 @@ static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
     return pages_ns > cpu_wait_ns ? pages_ns : cpu_wait_ns;
 }
 
-static void wait_for_room(MshEngine *engine)
+/* Whether more may be visited before the window thread has caught up. A pass begins when all that the last
+ * one found is merged: it would only find it again. */
+static bool has_room(MshEngine *engine)
 {
+    bool is_start = engine->scan.cursor_frame == 0;
     pthread_mutex_lock(&engine->queue_lock);
-    while (engine->queue.count > QUEUE_FULL && !atomic_load(&engine->is_stopping))
-        pthread_cond_wait(&engine->queue_emptied, &engine->queue_lock);
+    bool has_room = is_start ? engine->queue.count == 0 && !engine->is_merging
+                             : engine->queue.count < QUEUE_FULL;
     pthread_mutex_unlock(&engine->queue_lock);
+    return has_room;
 }
 
 /* One step of the scan thread. Work lock. Returns for how long there is nothing to do. */
@@ -524,7 +528,8 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
     uint64_t wait_ns = pace_ns(engine, pacing, now_ns);
     if (wait_ns)
         return wait_ns < SECOND_NS ? wait_ns : SECOND_NS;
-    wait_for_room(engine);
+    if (!has_room(engine))
+        return SECOND_NS; /* the window thread wakes us */
     count_mappings(engine);
     uint64_t allowed = msh_pace_available(&pacing->pages, now_ns);
     uint32_t pages = allowed < MSH_SCAN_BLOCK_PAGES ? (uint32_t)allowed : MSH_SCAN_BLOCK_PAGES;
@@ -593,7 +598,6 @@ void msh_worker_stop(MshEngine *engine)
     (void)eventfd_write(engine->wake_fd, 1);
     pthread_mutex_lock(&engine->queue_lock);
     pthread_cond_broadcast(&engine->queue_filled);
-    pthread_cond_broadcast(&engine->queue_emptied);
     pthread_mutex_unlock(&engine->queue_lock);
     if (atomic_exchange(&engine->is_started, false)) {
         pthread_join(engine->scan_thread, NULL);
