@@ -60,6 +60,7 @@ struct MshEngine {
     MshCandidates pending; /* found since the last hand-over */
     uint8_t secret[MSH_SECRET_BYTES];
     uint64_t mappings_counted_ns;
+    bool had_store;
     uint32_t missed; /* as the exchange last told */
     uint64_t anew_earliest_ns;
 

@@ -172,6 +172,8 @@ int msh_region_new(void *address, size_t length_bytes, MshRegion **ret_region, M
         return msh_error_set(error, -ENOMEM, "no memory for the page map of %zu bytes",
                              length_bytes);
     }
+    for (uint32_t block = 0; block < msh_region_blocks(region); block++)
+        region->block[block].settled = MSH_BLOCK_SETTLED;
     *ret_region = region;
     return 0;
 }

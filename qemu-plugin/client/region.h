@@ -30,11 +30,14 @@ enum {
     MSH_LOOK_LEVEL_MAX = 6,
 };
 
+enum { MSH_BLOCK_SETTLED = 2 };
+
 /* A huge page's worth of the region, by address; the first and the last may be cut short. */
 typedef struct MshBlock {
     bool is_huge;       /* mapped as a huge page at the last visit */
     bool is_tracked;    /* the kernel tells which of its pages were written (track.h) */
-    uint8_t settled;    /* visits in a row that changed and proposed next to nothing */
+    uint8_t settled;    /* visits in a row that changed next to nothing; MSH_BLOCK_SETTLED: to be tracked,
+                           as every block is at first */
     uint16_t again;     /* pages to be looked at again */
     uint16_t present, changed, proposed; /* at the visit under way */
 } MshBlock;

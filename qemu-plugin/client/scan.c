@@ -4,11 +4,9 @@
 #include "fingerprint.h"
 
 enum {
-    /* A block is tracked when so many visits in a row changed and proposed next to nothing, ... */
-    SETTLED_VISITS = 2,
-    /* ... that is, at most one page in so many; */
+    /* A visit found a block settled if at most one page in so many had changed or was proposed. */
     SETTLED_SHARE = 8,
-    /* and no more when more than one page in so many was written between two visits. */
+    /* A block is tracked no more when more than one page in so many was written between two visits. */
     RESTLESS_SHARE = 2,
     ROW_BLOCKS = 512, /* tracked blocks in one visit: 1 GiB */
 };
@@ -37,57 +35,95 @@ static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_
     msh_count(&scan->counters->breaks, 1);
 }
 
-/* A page that changed between its last looks is looked at every 2nd, 4th, ... pass. */
+/* A page that keeps changing is looked at every 2nd, 4th, ... pass. */
 static bool is_due(const MshScan *scan, uint32_t frame, uint8_t look)
 {
     uint32_t mask = (1u << look / MSH_LOOK_LEVEL) - 1;
     return ((scan->pass + frame) & mask) == 0;
 }
 
-/* The page holds what word stands for. Enters that, and returns whether it did at the last look. */
-static bool is_unchanged(MshScan *scan, MshRegion *region, uint32_t page, uint32_t word)
+/* To be looked at again, and less often than so far. */
+static void note_change(MshScan *scan, MshRegion *region, uint32_t page)
 {
-    uint32_t last = region->word[page];
-    uint8_t look = region->look[page];
-    if (word == last) {
-        msh_region_set_look(region, page, look & MSH_LOOK_SIGHTED, scan->counters);
-        return true;
-    }
-    unsigned level = look / MSH_LOOK_LEVEL;
-    if (last != MSH_WORD_UNKNOWN) {
-        region->block[msh_region_block(region, page)].changed++;
-        level += level < MSH_LOOK_LEVEL_MAX;
-    }
-    region->word[page] = word;
+    unsigned level = region->look[page] / MSH_LOOK_LEVEL;
+    level += level < MSH_LOOK_LEVEL_MAX;
+    region->block[msh_region_block(region, page)].changed++;
     msh_region_set_look(region, page, (uint8_t)(MSH_LOOK_AGAIN | level * MSH_LOOK_LEVEL),
                         scan->counters);
-    return false;
 }
 
-static void visit_present(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
+static void propose_zero(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
+{
+    msh_region_set_look(region, page, 0, scan->counters);
+    region->block[msh_region_block(region, page)].proposed++;
+    visit->candidate[visit->candidates++] =
+        (MshCandidate){.frame = region->first_frame + page, .slot = MSH_SLOT_ZERO};
+}
+
+/* Asks about a stable page, unless it was asked about with these bytes already. */
+static void propose(MshScan *scan, MshRegion *region, uint32_t page, uint64_t fingerprint,
+                    MshVisit *visit)
+{
+    bool is_news = !(region->look[page] & MSH_LOOK_SIGHTED) || scan->is_anew;
+    msh_region_set_look(region, page, MSH_LOOK_SIGHTED, scan->counters);
+    if (is_news)
+        visit->sighting[visit->sightings++] =
+            (MshSighting){.hash = fingerprint, .frame = region->first_frame + page};
+}
+
+/* What a page holds: MSH_WORD_ZERO, or the word of *ret_fingerprint, or MSH_WORD_UNKNOWN: no matter. */
+static uint32_t read_page(MshScan *scan, const MshRegion *region, uint32_t page,
+                          uint64_t *ret_fingerprint)
 {
     const void *bytes = msh_region_address(region, page);
-    uint32_t frame = region->first_frame + page;
-    if (!is_due(scan, frame, region->look[page]))
-        return;
-    if (msh_page_is_zero(bytes)) {
-        if (is_unchanged(scan, region, page, MSH_WORD_ZERO)) {
-            visit->candidate[visit->candidates++] =
-                (MshCandidate){.frame = frame, .slot = MSH_SLOT_ZERO};
-            region->block[msh_region_block(region, page)].proposed++;
-        }
-        return;
-    }
+    if (msh_page_is_zero(bytes))
+        return MSH_WORD_ZERO;
     if (!scan->wants_content || !scan->secret)
-        return;
-    uint64_t fingerprint = msh_fingerprint(scan->secret, bytes);
+        return MSH_WORD_UNKNOWN;
+    *ret_fingerprint = msh_fingerprint(scan->secret, bytes);
     msh_count(&scan->counters->hashed_pages, 1);
-    if (!is_unchanged(scan, region, page, word_of(fingerprint)))
+    return word_of(*ret_fingerprint);
+}
+
+/* A present page of a block that is not tracked: stable when it holds what it held at the last look. */
+static void look_at(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
+{
+    if (!is_due(scan, region->first_frame + page, region->look[page]))
         return;
-    if ((region->look[page] & MSH_LOOK_SIGHTED) && !scan->is_anew)
+    uint64_t fingerprint = 0;
+    uint32_t last = region->word[page];
+    uint32_t word = read_page(scan, region, page, &fingerprint);
+    region->word[page] = word;
+    if (word == MSH_WORD_UNKNOWN)
+        msh_region_set_look(region, page, 0, scan->counters);
+    else if (last == MSH_WORD_UNKNOWN)
+        msh_region_set_look(region, page, MSH_LOOK_AGAIN, scan->counters);
+    else if (word != last)
+        note_change(scan, region, page);
+    else if (word == MSH_WORD_ZERO)
+        propose_zero(scan, region, page, visit);
+    else
+        propose(scan, region, page, fingerprint, visit);
+}
+
+/* A present page of a tracked block that nobody wrote to since the last visit: it is stable, and has to be
+ * read once to be asked about. */
+static void look_at_unwritten(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
+{
+    if (!is_due(scan, region->first_frame + page, region->look[page]))
         return;
-    visit->sighting[visit->sightings++] = (MshSighting){.hash = fingerprint, .frame = frame};
-    msh_region_set_look(region, page, MSH_LOOK_SIGHTED, scan->counters);
+    uint64_t fingerprint = 0;
+    uint32_t last = region->word[page];
+    uint32_t word = read_page(scan, region, page, &fingerprint);
+    region->word[page] = word;
+    if (word != last)
+        msh_region_set_look(region, page, 0, scan->counters); /* what was sighted is no more */
+    if (word == MSH_WORD_UNKNOWN)
+        msh_region_set_look(region, page, 0, scan->counters);
+    else if (word == MSH_WORD_ZERO)
+        propose_zero(scan, region, page, visit);
+    else
+        propose(scan, region, page, fingerprint, visit);
 }
 
 static void forget_look(MshScan *scan, MshRegion *region, uint32_t page)
@@ -96,8 +132,37 @@ static void forget_look(MshScan *scan, MshRegion *region, uint32_t page)
     msh_region_set_look(region, page, 0, scan->counters);
 }
 
+/* What a visit does with a page that is private and present. */
+typedef enum Manner {
+    LOOK,           /* by its contents: the block is not tracked */
+    BEGIN,          /* the block is tracked from now on: nothing is known yet */
+    LOOK_UNWRITTEN, /* tracked, and not written since the last visit */
+    NOTE_WRITTEN,   /* tracked, and written since */
+} Manner;
+
+static void visit_present(MshScan *scan, MshRegion *region, uint32_t page, Manner manner,
+                          MshVisit *visit)
+{
+    switch (manner) {
+    case LOOK:
+        look_at(scan, region, page, visit);
+        break;
+    case BEGIN:
+        msh_region_set_look(region, page,
+                            (scan->is_anew ? 0 : region->look[page]) | MSH_LOOK_AGAIN,
+                            scan->counters);
+        break;
+    case LOOK_UNWRITTEN:
+        look_at_unwritten(scan, region, page, visit);
+        break;
+    case NOTE_WRITTEN:
+        note_change(scan, region, page);
+        break;
+    }
+}
+
 static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t presence,
-                       MshVisit *visit)
+                       Manner manner, MshVisit *visit)
 {
     visit->scanned_pages += presence != 0;
     if (presence & MSH_PRESENT_HUGE)
@@ -124,7 +189,7 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
     if (is_hole) /* touched since */
         msh_region_become(region, page, MSH_PAGE_PRIVATE, MSH_WORD_UNKNOWN, scan->counters);
     if (presence & MSH_PRESENT)
-        visit_present(scan, region, page, visit);
+        visit_present(scan, region, page, manner, visit);
     else
         forget_look(scan, region, page); /* I9: swapped */
 }
@@ -132,15 +197,6 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
 /*
  * Section: blocks
  */
-
-/* Pages from first on, all of them or those that the mask wants, by their presence. */
-static void visit_pages(MshScan *scan, MshRegion *region, uint32_t first, uint32_t pages,
-                        const uint8_t *presence, const bool *wanted, MshVisit *visit)
-{
-    for (uint32_t i = 0; i < pages; i++)
-        if (!wanted || wanted[i])
-            visit_page(scan, region, first + i, presence[i], visit);
-}
 
 static int find_presence(MshScan *scan, const MshRegion *region, uint32_t first, uint32_t end,
                          uint8_t *ret_presence)
@@ -154,7 +210,7 @@ static void judge(MshBlock *block)
 {
     bool is_settled = block->present && !block->is_huge &&
                       (unsigned)(block->changed + block->proposed) * SETTLED_SHARE <= block->present;
-    block->settled = is_settled ? (uint8_t)(block->settled + (block->settled < SETTLED_VISITS)) : 0;
+    block->settled = is_settled ? (uint8_t)(block->settled + (block->settled < MSH_BLOCK_SETTLED)) : 0;
 }
 
 static void begin_block(MshBlock *block)
@@ -163,7 +219,17 @@ static void begin_block(MshBlock *block)
     block->present = block->changed = block->proposed = 0;
 }
 
-/* Every present page. */
+/* A huge page is not tracked, and neither is a block with nothing in it. */
+static bool is_trackable(const uint8_t *presence, uint32_t pages)
+{
+    uint8_t any = 0;
+    for (uint32_t i = 0; i < pages; i++)
+        any |= presence[i];
+    return (any & MSH_PRESENT) && !(any & MSH_PRESENT_HUGE);
+}
+
+/* Every present page. A block that may be tracked is not looked at now: the next visit will know which of
+ * its pages are stable without having read them twice. */
 static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_t max_pages,
                        MshVisit *visit, uint32_t *ret_end)
 {
@@ -171,11 +237,9 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
     MshBlock *block = &region->block[number];
     uint32_t end = msh_region_block_end(region, number);
     bool is_start = first == msh_region_block_first(region, number);
-    if (block->is_tracked) {
+    if (block->is_tracked)
         msh_track_drop(&scan->track, region, first, end);
-        block->settled = SETTLED_VISITS;
-    }
-    bool arm = is_start && block->settled == SETTLED_VISITS && scan->may_track;
+    bool arm = is_start && block->settled == MSH_BLOCK_SETTLED && scan->may_track;
     if (is_start)
         begin_block(block);
     if (!arm && end - first > max_pages)
@@ -184,10 +248,12 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
     int result = find_presence(scan, region, first, end, presence);
     if (result < 0)
         return result;
-    /* Before the pages are read, so that nothing written after that goes unnoticed. */
-    if (arm)
-        msh_track_arm(&scan->track, region, number);
-    visit_pages(scan, region, first, end - first, presence, NULL, visit);
+    Manner manner = arm && is_trackable(presence, end - first) &&
+                            msh_track_arm(&scan->track, region, number)
+                        ? BEGIN
+                        : LOOK;
+    for (uint32_t i = 0; i < end - first; i++)
+        visit_page(scan, region, first + i, presence[i], manner, visit);
     for (uint32_t i = 0; i < end - first; i++)
         block->present += (uint16_t)((presence[i] & MSH_PRESENT) && !(presence[i] & MSH_PRESENT_ZERO));
     if (end == msh_region_block_end(region, number)) {
@@ -197,6 +263,15 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
     }
     *ret_end = end;
     return 0;
+}
+
+/* So much is written here between two visits that telling it costs the guest more than a hash costs us. */
+static void give_up(MshScan *scan, MshRegion *region, uint32_t first, uint32_t end)
+{
+    msh_track_drop(&scan->track, region, first, end);
+    for (uint32_t block = msh_region_block(region, first);
+         block <= msh_region_block(region, end - 1); block++)
+        region->block[block].settled = 0;
 }
 
 /* How far a row of tracked blocks goes in which nothing is to be looked at again. */
@@ -209,12 +284,11 @@ static uint32_t row_end(const MshRegion *region, uint32_t block)
     return msh_region_block_end(region, next - 1);
 }
 
-/* In one block: what was written, and what was to be looked at again. Each once: two looks in one visit
- * would find every page unchanged. */
+/* In one block: what was written, and what was to be looked at again. */
 static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harvest, MshVisit *visit)
 {
     uint8_t presence[MSH_SCAN_BLOCK_PAGES];
-    bool wanted[MSH_SCAN_BLOCK_PAGES] = {false};
+    bool is_written[MSH_SCAN_BLOCK_PAGES] = {false};
     uint32_t first = harvest->first, end = harvest->end;
     int result = find_presence(scan, region, first, end, presence);
     if (result == 0)
@@ -223,10 +297,14 @@ static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harve
         return result;
     for (uint32_t i = 0; i < harvest->ranges; i++)
         for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
-            wanted[page - first] = true;
-    for (uint32_t page = first; page < end; page++)
-        wanted[page - first] |= (region->look[page] & MSH_LOOK_AGAIN) != 0;
-    visit_pages(scan, region, first, end - first, presence, wanted, visit);
+            is_written[page - first] = true;
+    for (uint32_t page = first; page < end; page++) {
+        uint32_t i = page - first;
+        if (is_written[i])
+            visit_page(scan, region, page, presence[i], NOTE_WRITTEN, visit);
+        else if (region->look[page] & MSH_LOOK_AGAIN)
+            visit_page(scan, region, page, presence[i], LOOK_UNWRITTEN, visit);
+    }
     return 0;
 }
 
@@ -245,11 +323,9 @@ static int visit_written(MshScan *scan, MshRegion *region, const MshHarvest *har
     if (result == 0)
         result = msh_track_protect(&scan->track, region, harvest);
     at = 0;
-    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
-        uint32_t first = harvest->written[i].first, end = harvest->written[i].end;
-        visit_pages(scan, region, first, end - first, presence + at, NULL, visit);
-        at += end - first;
-    }
+    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++)
+        for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
+            visit_page(scan, region, page, presence[at++], NOTE_WRITTEN, visit);
     return result;
 }
 
@@ -274,7 +350,7 @@ static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVi
         scan->present += region->block[block].present;
     visit->skipped_pages += harvest.end - first - visit->scanned_pages;
     if (written * RESTLESS_SHARE > MSH_SCAN_BLOCK_PAGES)
-        msh_track_drop(&scan->track, region, first, harvest.end);
+        give_up(scan, region, first, harvest.end);
     *ret_end = harvest.end;
     return 0;
 }

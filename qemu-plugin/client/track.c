@@ -67,7 +67,6 @@ void msh_track_drop(MshTrack *track, MshRegion *region, uint32_t first, uint32_t
 {
     for (uint32_t block = msh_region_block(region, first);
          block <= msh_region_block(region, end - 1); block++) {
-        region->block[block].settled = 0;
         if (!region->block[block].is_tracked)
             continue;
         size_t length_bytes;

