@@ -126,10 +126,10 @@ static void look_at_unwritten(MshScan *scan, MshRegion *region, uint32_t page, M
         propose(scan, region, page, fingerprint, visit);
 }
 
-static void forget_look(MshScan *scan, MshRegion *region, uint32_t page)
+static void forget_look(MshScan *scan, MshRegion *region, uint32_t page, uint8_t look)
 {
     region->word[page] = MSH_WORD_UNKNOWN;
-    msh_region_set_look(region, page, 0, scan->counters);
+    msh_region_set_look(region, page, look, scan->counters);
 }
 
 /* What a visit does with a page that is private and present. */
@@ -183,15 +183,15 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
     }
     if (!(presence & (MSH_PRESENT | MSH_SWAPPED))) {
         if (!is_hole)
-            forget_look(scan, region, page);
+            forget_look(scan, region, page, 0);
         return; /* I9 */
     }
     if (is_hole) /* touched since */
         msh_region_become(region, page, MSH_PAGE_PRIVATE, MSH_WORD_UNKNOWN, scan->counters);
     if (presence & MSH_PRESENT)
         visit_present(scan, region, page, manner, visit);
-    else
-        forget_look(scan, region, page); /* I9: swapped */
+    else /* I9: swapped. When it comes back by a read, no kernel will tell */
+        forget_look(scan, region, page, MSH_LOOK_AGAIN);
 }
 
 /*

@@ -18,7 +18,7 @@ from memshare.engine import Engine
 PAGES = 32
 #: Kind of page -> the page, and the call at which its window is held open: it is away there.
 KINDS = {
-    "zero": (2, "MOVE_OUT", 1),
+    "zero": (2, "MAP_OVER", 0),  # moved with the shared ones behind it
     "shared": (8, "MAP_OVER", 0),
     "moved_back": (8, "MOVE_IN", 0),
     "failed": (8, "MAP_OVER", 0),

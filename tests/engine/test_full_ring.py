@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 
+from tests.lib import wire
 from tests.lib.broker import Broker, wait_until
 
 from memshare.engine import Engine
 
 PAGE_BYTES = 4096
-RING_PAGES = 1024  # MSH_RING_ENTRIES
+RING_PAGES = wire.RING_ENTRIES
 
 
 def region(pages: int) -> mmap.mmap:
@@ -31,8 +32,7 @@ def test_sightings_wait_for_room_behind_releases(broker: Broker) -> None:
             engine.scan_once()
         assert engine.stats()["shared_pages"] == RING_PAGES
         engine.register(alone)
-        for _ in range(2):
-            engine.scan_once()
+        engine.scan_once()
         for at in range(0, len(shared), PAGE_BYTES):
             shared[at] = page[0]  # breaks it
 
