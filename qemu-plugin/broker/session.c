@@ -107,6 +107,8 @@ static void depart(MshSession *session)
     close_channel(session);
     if (session->member == NULL || msh_member_grants(session->member) == 0)
         msh_session_end(session);
+    else
+        msh_member_close(session->member);
 }
 
 static void cut_off(MshSession *session)

@@ -47,6 +47,7 @@ struct MshMember {
     void *opaque;
     MshHolder *holder;
     uint32_t hints_lost;
+    bool is_closed;
     bool *shown; /* by segment number */
     uint32_t shown_count;
 };
@@ -200,8 +201,11 @@ static MshFinding still_true(const MshGroup *group, MshFinding finding, const Ms
     if (finding == MSH_FINDING_SLOT &&
         !msh_shelf_keeps(group->shelf, msh_slot_segment(found->slot)))
         return MSH_FINDING_NONE;
-    if (finding == MSH_FINDING_SIGHTING && !group->members[found->first.member])
-        return MSH_FINDING_NONE;
+    if (finding == MSH_FINDING_SIGHTING) {
+        const MshMember *first = group->members[found->first.member];
+        if (!first || first->is_closed)
+            return MSH_FINDING_NONE;
+    }
     return finding;
 }
 
@@ -254,6 +258,11 @@ MshMember *msh_group_leave(MshMember *member)
     free(member->shown);
     free(member);
     return NULL;
+}
+
+void msh_member_close(MshMember *member)
+{
+    member->is_closed = true;
 }
 
 void *msh_member_opaque(const MshMember *member)

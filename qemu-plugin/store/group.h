@@ -71,6 +71,9 @@ void msh_group_stats(const MshGroup *group, MshGroupStats *ret_stats);
 int msh_group_join(MshGroup *group, void *opaque, MshMember **ret_member);
 /* Returns all its grants and forgets all it was shown (I6). NULL is fine. */
 MshMember *msh_group_leave(MshMember *member);
+/* Its owner cannot reach it any more, but it lives and may map its slots: its grants stay, its sightings
+ * count for nothing, and it gets no hints. */
+void msh_member_close(MshMember *member);
 void *msh_member_opaque(const MshMember *member);
 
 /* One sighting. PROVIDE: send the page's bytes with msh_group_provide. MATCH: *ret_slot, granted.

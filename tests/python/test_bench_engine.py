@@ -145,7 +145,7 @@ def test_store_counts_by_what_its_files_hold(pair: list[Worker]) -> None:
 RESULT = engine.Result(
     case="runs16", busy=False, ours_cpu_seconds=1.0, ksmd_cpu_seconds=5.0, cpu_ratio=0.2,
     oracle_fraction=0.99, reread_seconds_ours=0.1, reread_seconds_ksm=0.1, ours=[],
-    off_cpu_seconds=[], ksmd=[], size_bytes=1 << 30, kernel="", cpu_model="", load_before=0.0,
+    off_cpu_seconds=[], ksmd=[], size_bytes=1 << 30, ksm_use_zero_pages=False, kernel="", cpu_model="", load_before=0.0,
 )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def test_a_run_that_does_not_converge_fails_its_case(capsys: pytest.CaptureFixtu
             raise engine.NotConvergedError("ours", 0.42)
 
     facts: dict[str, object] = {
-        "kernel": "", "cpu_model": "", "load_before": 0.0, "size_bytes": 1 << 30
+        "kernel": "", "cpu_model": "", "load_before": 0.0, "size_bytes": 1 << 30, "ksm_use_zero_pages": False,
     }  # fmt: skip
     result = engine.measure(Stuck(), "runs16", True, 3, facts)
     assert (result.cpu_ratio, result.oracle_fraction, result.busy) == (None, 0.42, True)

@@ -523,6 +523,23 @@ static void test_an_id_comes_back_without_its_sightings(void **state)
     assert_int_equal(sight(a, 1, 1, &slot), MSH_ANSWER_PROVIDE);
 }
 
+/* A process that reconnects is a new member; what it sighted before must not make a second sighting. */
+static void test_a_closed_member_counts_as_a_sharer_only(void **state)
+{
+    (void)state;
+    MshSlot slot, again;
+    sight(a, 1, 1, &slot);
+    sight(b, 1, 1, &slot);
+    assert_int_equal(msh_group_provide(b, page_of(1), msh_frame(1), page, &slot), MSH_ANSWER_MATCH);
+    uint64_t held = msh_member_grants(a);
+    sight(a, 2, 2, &again);
+    msh_member_close(a);
+    assert_int_equal(sight(c, 2, 2, &again), MSH_ANSWER_NEW);
+    assert_int_equal(msh_member_grants(a), held);
+    assert_int_equal(sight(c, 1, 1, &again), MSH_ANSWER_MATCH);
+    assert_int_equal(again.number, slot.number);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, start_unlimited, stop)
@@ -546,6 +563,7 @@ int main(void)
         TEST(test_costs_add_up_to_the_store),
         TEST(test_bad_names_are_refused),
         TEST(test_an_id_comes_back_without_its_sightings),
+        TEST(test_a_closed_member_counts_as_a_sharer_only),
         cmocka_unit_test_setup_teardown(test_a_full_store_is_an_answer, start_small_store, stop),
         cmocka_unit_test_setup_teardown(test_a_full_member_is_an_answer, start_small_members, stop),
         cmocka_unit_test_setup_teardown(test_a_full_table_is_an_answer, start_small_table, stop),

@@ -47,12 +47,13 @@ LIMIT_SECONDS = 180.0
 MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 MAPPINGS = 1 << 20  # scattered needs a mapping for each common page and each gap
 
-# Full speed. use_zero_pages lets ksmd settle zero pages without its trees, which costs it less.
+# Full speed, and use_zero_pages as the kernel has it unless asked for: with it ksmd settles zero pages
+# without its trees.
 KSM_KNOBS = {
     "advisor_mode": "none",
     "pages_to_scan": "100000",
     "sleep_millisecs": "0",
-    "use_zero_pages": "1",
+    "use_zero_pages": "0",
 }
 
 # The next look comes after half the time that the last two looks predict, within these bounds.
@@ -86,6 +87,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     off_cpu_seconds: list[float]
     ksmd: list[Reached]
     size_bytes: int
+    ksm_use_zero_pages: bool
     kernel: str
     cpu_model: str
     load_before: float
@@ -105,13 +107,16 @@ class NotConvergedError(MeasurementError):
 class Bench:
     """What all runs have in common."""
 
-    def __init__(self, build: Path, size_bytes: int, progress: Progress) -> None:
+    def __init__(
+        self, build: Path, size_bytes: int, progress: Progress, *, zero_pages: bool
+    ) -> None:
         """Remember where things are."""
         self._worker = build / "tests" / "bench" / "region-worker"
         self._broker = build / "qemu-plugin" / "broker" / "memshared"
         self._size_bytes = size_bytes
         self._progress = progress
         self._ksmd = ksm.ksmd_pid()
+        self._knobs = {**KSM_KNOBS, "use_zero_pages": str(int(zero_pages))}
 
     @contextmanager
     def workers(self, label: str, case: str, *, busy: bool) -> Iterator[list[Worker]]:
@@ -155,7 +160,7 @@ class Bench:
                     f"process {marked[0]} has memory marked for KSM, which ksmd would scan too",
                     "stop it, or start QEMU with -machine mem-merge=off",
                 )
-            ksm.write_knobs({**KSM_KNOBS, "run": ksm.RUN_STOP})
+            ksm.write_knobs({**self._knobs, "run": ksm.RUN_STOP})
             for worker in pair:
                 worker.ask("ksm")
             before_ns = procfs.cpu_ns(self._ksmd)
@@ -364,7 +369,10 @@ def parse_size(_context: click.Context, _parameter: click.Parameter, text: str) 
 @click.option("--case", "cases", type=click.Choice(CASES), multiple=True, help="Default: both.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--size", default="1G", show_default=True, callback=parse_size, help="Of a region.")
-def main(json_file: Path | None, cases: Sequence[str], repeats: int, size: int) -> None:
+@click.option("--ksm-zero-pages", is_flag=True, help="Let ksmd use the kernel's zero page.")
+def main(
+    *, json_file: Path | None, cases: Sequence[str], repeats: int, size: int, ksm_zero_pages: bool
+) -> None:
     """Measure the engine against ksmd; exit 1 when a bar is missed or a case did not converge."""
     if os.geteuid() != 0:
         raise HostError("this needs root: it reads page tables and sets KSM's knobs")
@@ -372,12 +380,12 @@ def main(json_file: Path | None, cases: Sequence[str], repeats: int, size: int) 
     build = Path(os.environ.get("MEMSHARE_BUILD", SOURCE / "build"))
     if json_file:
         json_file.unlink(missing_ok=True)  # an old one must not pass for this run's
-    facts = {**machine_facts(), "size_bytes": size}
+    facts = {**machine_facts(), "size_bytes": size, "ksm_use_zero_pages": ksm_zero_pages}
     progress = Progress()
     results: list[Result] = []
     try:
         with ksm.preserved(), many_mappings():
-            bench = Bench(build, size, progress)
+            bench = Bench(build, size, progress, zero_pages=ksm_zero_pages)
             for case in cases or CASES:
                 for busy in (False, True):
                     results.append(measure(bench, case, busy, repeats, facts))
