@@ -241,11 +241,12 @@ def test_departed_client_gets_no_hint(broker: Broker, control: Control) -> None:
         wait_until(
             lambda: "departed" in [s["state"] for s in control.group()["sessions"]], "departed"
         )
-        assert second.share(sighted, 1).op == ReplyOp.MATCH
+        assert second.share(sighted, 1).op == ReplyOp.NEW, "its sightings count for nothing"
         assert {s["guest"]: s["grants"] for s in control.group()["sessions"]} == {
             "departed": 2,
-            "second": 1,
+            "second": 0,
         }
+        assert second.share(held, 2).op == ReplyOp.MATCH, "what it holds can be shared"
 
 
 def test_session_without_grants_is_gone_when_it_closes(broker: Broker, control: Control) -> None:
