@@ -130,8 +130,10 @@ def test_descriptors_sent_along_are_not_kept(broker: Broker) -> None:
         socket.send_fds(client.socket, [wire.hello()], [0] * 100)
         kind, _, client.descriptors = client.receive()
         assert kind == MessageType.WELCOME
-        # Its socket, process, and two eventfds.
-        assert len(os.listdir(f"/proc/{broker.process.pid}/fd")) <= before + 4
+        # Its socket, process, and two eventfds; the ring's file is closed when WELCOME is on its way.
+        wait_until(
+            lambda: len(os.listdir(f"/proc/{broker.process.pid}/fd")) <= before + 4, "closed"
+        )
 
 
 def bad_op(client: Client) -> None:
