@@ -17,7 +17,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install what users of the library need below a folder of its own."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run(
-        [Path(sys.executable).parent / "meson", "install", "-C", build_directory(), "--quiet",
+        [sys.executable, "-m", "mesonbuild.mesonmain", "install", "-C", build_directory(), "--quiet",
          "--no-rebuild", "--destdir", folder, "--tags", "runtime,devel"],
         check=True,
     )  # fmt: skip
