@@ -112,6 +112,11 @@ class Guest:
         async with open_monitor(self.qmp_socket, START_SECONDS) as monitor:
             yield monitor
 
+    async def kill(self) -> None:
+        """Let QEMU die without a word to anybody."""
+        self._process.kill()
+        await self._process.wait()
+
     async def end(self) -> None:
         """Stop QEMU for good."""
         if self._agent is not None:
@@ -130,6 +135,7 @@ class Fleet:
         """Remember where things are."""
         self.folder = folder
         self.broker_pid = 0
+        self._broker: asyncio.subprocess.Process | None = None
         self.guests: list[Guest] = []
         self._build = build
         self._image = image
@@ -146,9 +152,9 @@ class Fleet:
         return self.folder / "broker" / "control.sock"
 
     async def start_broker(self) -> None:
-        """Start memshared and wait until it answers."""
+        """Start memshared, also after one that has died, and wait until it answers."""
         runtime = self.folder / "broker"
-        runtime.mkdir(mode=0o755)
+        runtime.mkdir(mode=0o755, exist_ok=True)
         log = self.folder / "broker.log"
         process = await self._spawn(
             log,
@@ -161,6 +167,7 @@ class Fleet:
             "--socket-mode=0666",
         )
         self._stack.push_async_callback(end_process, process)
+        self._broker = process
         self.broker_pid = process.pid
         deadline = asyncio.get_running_loop().time() + START_SECONDS
         while True:
@@ -175,6 +182,12 @@ class Fleet:
                         f"the broker did not start: {words[0] if words else 'it said nothing'}"
                     ) from None
                 await asyncio.sleep(0.05)
+
+    async def kill_broker(self) -> None:
+        """Let the broker die without a word to anybody."""
+        assert self._broker is not None
+        self._broker.kill()
+        await self._broker.wait()
 
     async def start_guest(self, name: str, ram_bytes: int, plugin_options: str) -> Guest:
         """Start one guest on an overlay of its own."""
