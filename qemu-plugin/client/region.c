@@ -281,6 +281,8 @@ void msh_region_set_look(MshRegion *region, uint32_t page, uint8_t look, MshCoun
         msh_count(&counters->volatile_pages, look >= MSH_LOOK_LEVEL ? 1 : UINT64_MAX);
     if ((before ^ look) & MSH_LOOK_AGAIN)
         block->again = (uint16_t)(look & MSH_LOOK_AGAIN ? block->again + 1 : block->again - 1);
+    if ((before ^ look) & MSH_LOOK_WORTH)
+        block->worth = (uint16_t)(look & MSH_LOOK_WORTH ? block->worth + 1 : block->worth - 1);
     region->look[page] = look;
 }
 

@@ -25,12 +25,14 @@ enum {
 enum {
     MSH_LOOK_SIGHTED = 1, /* asked about; unlike all others for all we know */
     MSH_LOOK_AGAIN = 2,   /* changed at the last look: to be looked at again, also where unwritten */
+    MSH_LOOK_WORTH = 4,   /* zero, or equal to a slot when last asked about, but not worth splitting its
+                             huge page for */
     MSH_LOOK_LEVEL = 16,  /* one step of the level: a page that keeps changing is looked at every 2^level
                              passes */
     MSH_LOOK_LEVEL_MAX = 6,
 };
 
-enum { MSH_BLOCK_SETTLED = 2 };
+enum { MSH_BLOCK_SETTLED = 2, MSH_BLOCK_QUIET = 3 };
 
 /* A huge page's worth of the region, by address; the first and the last may be cut short. */
 typedef struct MshBlock {
@@ -38,7 +40,10 @@ typedef struct MshBlock {
     bool is_tracked;    /* the kernel tells which of its pages were written (track.h) */
     uint8_t settled;    /* visits in a row that changed next to nothing; MSH_BLOCK_SETTLED: to be tracked,
                            as every block is at first */
+    uint8_t quiet;      /* visits in a row after which a good part of a huge page could be saved and
+                           nothing had changed; MSH_BLOCK_QUIET: it may be split */
     uint16_t again;     /* pages to be looked at again */
+    uint16_t worth;     /* pages that could be saved, were it not for the huge page */
     uint16_t present, changed, proposed; /* at the visit under way */
 } MshBlock;
 
@@ -104,6 +109,13 @@ uint32_t msh_region_block_end(const MshRegion *region, uint32_t block);
  * joins them: adjacent slots of one segment are one mapping, and so is all plain memory. Counted as the
  * number of places between first-1 and end where one mapping ends and another begins. */
 uint32_t msh_region_boundaries(const MshRegion *region, uint32_t first, uint32_t end);
+
+/* Whether a window may take a page of the block: a huge page is split only when enough of it can be
+ * saved, and never while it is hot, that is, written to between its last two visits. */
+static inline bool msh_block_may_open(const MshBlock *block)
+{
+    return !block->is_huge || (block->quiet == MSH_BLOCK_QUIET && block->changed == 0);
+}
 
 /* Memory of the page map itself. */
 uint64_t msh_region_overhead_bytes(const MshRegion *region);

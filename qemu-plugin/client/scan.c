@@ -8,6 +8,8 @@ enum {
     SETTLED_SHARE = 8,
     /* A block is tracked no more when more than one page in so many was written between two visits. */
     RESTLESS_SHARE = 2,
+    /* A huge page is split when at least one present page in so many can be saved. */
+    SPLIT_SHARE = 4,
     ROW_BLOCKS = 512, /* tracked blocks in one visit: 1 GiB */
 };
 
@@ -35,11 +37,13 @@ static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_
     msh_count(&scan->counters->breaks, 1);
 }
 
-/* A page that keeps changing is looked at every 2nd, 4th, ... pass. */
-static bool is_due(const MshScan *scan, uint32_t frame, uint8_t look)
+/* A page that keeps changing is looked at every 2nd, 4th, ... pass; each time where it tells whether its huge
+ * page is hot. */
+static bool is_due(const MshScan *scan, const MshRegion *region, uint32_t page)
 {
-    uint32_t mask = (1u << look / MSH_LOOK_LEVEL) - 1;
-    return ((scan->pass + frame) & mask) == 0;
+    uint32_t mask = (1u << region->look[page] / MSH_LOOK_LEVEL) - 1;
+    return ((scan->pass + region->first_frame + page) & mask) == 0 ||
+           region->block[msh_region_block(region, page)].is_huge;
 }
 
 /* To be looked at again, and less often than so far. */
@@ -52,10 +56,20 @@ static void note_change(MshScan *scan, MshRegion *region, uint32_t page)
                         scan->counters);
 }
 
+static bool must_stay(const MshBlock *block)
+{
+    return block->is_huge && block->quiet < MSH_BLOCK_QUIET;
+}
+
 static void propose_zero(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
 {
+    MshBlock *block = &region->block[msh_region_block(region, page)];
+    if (must_stay(block)) {
+        msh_region_set_look(region, page, MSH_LOOK_WORTH, scan->counters);
+        return;
+    }
     msh_region_set_look(region, page, 0, scan->counters);
-    region->block[msh_region_block(region, page)].proposed++;
+    block->proposed++;
     visit->candidate[visit->candidates++] =
         (MshCandidate){.frame = region->first_frame + page, .slot = MSH_SLOT_ZERO};
 }
@@ -64,6 +78,15 @@ static void propose_zero(MshScan *scan, MshRegion *region, uint32_t page, MshVis
 static void propose(MshScan *scan, MshRegion *region, uint32_t page, uint64_t fingerprint,
                     MshVisit *visit)
 {
+    MshBlock *block = &region->block[msh_region_block(region, page)];
+    bool is_worth = region->look[page] & MSH_LOOK_WORTH;
+    if (!scan->wants_content) {
+        msh_region_set_look(region, page, 0, scan->counters);
+        return;
+    }
+    if (is_worth && must_stay(block) && !scan->is_anew)
+        return; /* the answer is known, and would be turned down */
+    block->proposed += is_worth;
     bool is_news = !(region->look[page] & MSH_LOOK_SIGHTED) || scan->is_anew;
     msh_region_set_look(region, page, MSH_LOOK_SIGHTED, scan->counters);
     if (is_news)
@@ -78,7 +101,9 @@ static uint32_t read_page(MshScan *scan, const MshRegion *region, uint32_t page,
     const void *bytes = msh_region_address(region, page);
     if (msh_page_is_zero(bytes))
         return MSH_WORD_ZERO;
-    if (!scan->wants_content || !scan->secret)
+    /* Where no contents are wanted, they still tell whether a huge page is hot, if that matters. */
+    bool matters = scan->wants_content || region->block[msh_region_block(region, page)].quiet;
+    if (!matters || !scan->secret)
         return MSH_WORD_UNKNOWN;
     *ret_fingerprint = msh_fingerprint(scan->secret, bytes);
     msh_count(&scan->counters->hashed_pages, 1);
@@ -88,7 +113,7 @@ static uint32_t read_page(MshScan *scan, const MshRegion *region, uint32_t page,
 /* A present page of a block that is not tracked: stable when it holds what it held at the last look. */
 static void look_at(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
 {
-    if (!is_due(scan, region->first_frame + page, region->look[page]))
+    if (!is_due(scan, region, page))
         return;
     uint64_t fingerprint = 0;
     uint32_t last = region->word[page];
@@ -110,7 +135,7 @@ static void look_at(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *v
  * read once to be asked about. */
 static void look_at_unwritten(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
 {
-    if (!is_due(scan, region->first_frame + page, region->look[page]))
+    if (!is_due(scan, region, page))
         return;
     uint64_t fingerprint = 0;
     uint32_t last = region->word[page];
@@ -219,6 +244,15 @@ static void begin_block(MshBlock *block)
     block->present = block->changed = block->proposed = 0;
 }
 
+/* Judges, at the end of a visit, whether the next one may propose to split the huge page: by the pages that
+ * were turned down and those proposed already, about which the answer may be on its way. */
+static void judge_huge(MshBlock *block)
+{
+    bool is_quiet = block->is_huge && block->changed == 0 &&
+                    (unsigned)(block->worth + block->proposed) * SPLIT_SHARE >= block->present;
+    block->quiet = is_quiet ? (uint8_t)(block->quiet + (block->quiet < MSH_BLOCK_QUIET)) : 0;
+}
+
 /* A huge page is not tracked, and neither is a block with nothing in it. */
 static bool is_trackable(const uint8_t *presence, uint32_t pages)
 {
@@ -258,6 +292,7 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
         block->present += (uint16_t)((presence[i] & MSH_PRESENT) && !(presence[i] & MSH_PRESENT_ZERO));
     if (end == msh_region_block_end(region, number)) {
         scan->present += block->present;
+        judge_huge(block);
         if (!block->is_tracked)
             judge(block);
     }

@@ -160,6 +160,25 @@ static void touch_slots(const MshView *view, uint32_t slot, size_t pages)
         *(volatile const uint8_t *)msh_view_page(view, (MshSlot){slot + (uint32_t)i});
 }
 
+/* The pages, from this one on, that a window may replace: of one kind, in one region. */
+static uint32_t fitting_pages(const MshRegion *region, uint32_t page, size_t length)
+{
+    uint32_t fit = 0;
+    while (fit < length && page + fit < region->pages &&
+           region->state[page + fit] == MSH_PAGE_PRIVATE &&
+           msh_block_may_open(&region->block[msh_region_block(region, page + fit)]))
+        fit++;
+    return fit;
+}
+
+/* Notes that a page could be saved where only its huge page speaks against it. */
+static void note_worth(MshWindow *window, MshRegion *region, uint32_t page)
+{
+    if (region->state[page] == MSH_PAGE_PRIVATE &&
+        !msh_block_may_open(&region->block[msh_region_block(region, page)]))
+        msh_region_set_look(region, page, MSH_LOOK_WORTH, window->counters);
+}
+
 /* Splitting a huge page takes longer than a window may, so it is done before: the advice, given for a
  * part of it, makes the kernel split it and marks that one page as less recently used. Zero pages in
  * it are given back by the split itself. */
@@ -196,25 +215,24 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
             atomic_store(&window->is_over_budget, true);
         bool take = region && (is_zero || view) && is_affordable;
         /* The end of a run that reaches a page of another kind, or of another region, waits. */
-        size_t fit = 0;
-        while (take && fit < length && page + fit < region->pages &&
-               region->state[page + fit] == MSH_PAGE_PRIVATE)
-            fit++;
+        uint32_t fit = take ? fitting_pages(region, page, length) : 0;
         if (fit && view && plan->runs &&
             (view->dont_fork != region->dont_fork || view->dont_dump != region->dont_dump))
             break; /* an earlier run needs the template as it is */
-        Span *span = fit ? span_for(plan, region, page, (uint32_t)fit) : NULL;
+        Span *span = fit ? span_for(plan, region, page, fit) : NULL;
         if (fit && !span)
             break; /* full */
         if (!fit) {
-            /* Gone, replaced already, or beyond the budget: it stays private. */
+            /* Gone, replaced already, in a huge page, or beyond the budget: it stays private. */
+            if (take)
+                note_worth(window, region, page);
             if (!is_zero)
                 returned[(*returned_count)++] = (MshSlot){first->slot};
             at++;
             continue;
         }
-        split_huge_pages(region, page, (uint32_t)fit);
-        msh_track_drop(window->track, region, page, page + (uint32_t)fit);
+        split_huge_pages(region, page, fit);
+        msh_track_drop(window->track, region, page, page + fit);
         if (view) {
             msh_view_set_flags(view, region->dont_fork, region->dont_dump);
             touch_slots(view, first->slot, fit);
@@ -223,15 +241,15 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
         *run = (Run){.span = span,
                      .region = region,
                      .page = page,
-                     .pages = (uint32_t)fit,
+                     .pages = fit,
                      .slot = first->slot,
                      .scratch = scratch,
                      .outcome = plan->outcome + scratch,
                      .candidates_before = at,
                      .returned_before = *returned_count};
         at += fit;
-        scratch += (uint32_t)fit;
-        effort += RUN_EFFORT + (uint32_t)fit;
+        scratch += fit;
+        effort += RUN_EFFORT + fit;
     }
     plan->candidates = at;
 }
