@@ -468,10 +468,12 @@ typedef struct Pacing {
     uint64_t idle_ns; /* rest after a pass that found nothing */
 } Pacing;
 
-static uint64_t thread_cpu_ns(void)
+static uint64_t thread_cpu_ns(pthread_t thread)
 {
-    struct timespec used;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    clockid_t clock;
+    struct timespec used = {0};
+    if (pthread_getcpuclockid(thread, &clock) == 0)
+        clock_gettime(clock, &used);
     return (uint64_t)used.tv_sec * SECOND_NS + (uint64_t)used.tv_nsec;
 }
 
@@ -485,7 +487,9 @@ static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
         msh_pace_set_rate(&pacing->pages, pacing->rate = rate, MSH_SCAN_BLOCK_PAGES, now_ns);
     if (cpu_rate != pacing->cpu_rate)
         msh_pace_set_rate(&pacing->cpu, pacing->cpu_rate = cpu_rate, SECOND_NS / 100, now_ns);
-    uint64_t cpu_ns = thread_cpu_ns();
+    /* The window thread is never throttled itself: it gets its work from here, and what it spends on that
+     * delays the next. */
+    uint64_t cpu_ns = thread_cpu_ns(pthread_self()) + thread_cpu_ns(engine->window_thread);
     msh_pace_spend(&pacing->cpu, cpu_ns - pacing->cpu_spent_ns, now_ns);
     pacing->cpu_spent_ns = cpu_ns;
     /* A slow rate is served in small steps, so that it is a rate and not a burst now and then. */

@@ -37,7 +37,7 @@ typedef struct MshConfig {
     const char *guest_name;  /* shown by the broker; NULL: "pid N" */
     MshMode mode;
     uint64_t scan_rate_pages;   /* pages per second; 0 pauses; MSH_RATE_UNLIMITED */
-    uint32_t cpu_limit_percent; /* of one core, for the scanning thread; 0: no limit */
+    uint32_t cpu_limit_percent; /* of one core, for both threads; 0: no limit */
 
     /* Asked before the contents of pages that a kernel reference might pin are copied rather than moved,
      * to give plain memory back: true means that no I/O into registered memory is in flight or will
