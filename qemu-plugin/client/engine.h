@@ -20,6 +20,7 @@
 #include "memshare/memshare.h"
 #include "pace.h"
 #include "rebuild.h"
+#include "rehome.h"
 #include "runs.h"
 #include "scan.h"
 #include "texts.h"
@@ -61,6 +62,8 @@ struct MshEngine {
     uint8_t secret[MSH_SECRET_BYTES];
     uint64_t mappings_counted_ns;
     bool had_store;
+    bool is_moving;        /* pages of an earlier store are still to be asked about */
+    uint32_t moving_frame; /* the next of them */
     uint32_t missed; /* as the exchange last told */
     uint64_t anew_earliest_ns;
 

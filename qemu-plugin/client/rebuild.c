@@ -88,11 +88,22 @@ void msh_rebuild_fini(MshRebuild *rebuild)
     close(rebuild->stop_fd);
 }
 
-static Site find_site(MshRegion *region, uint32_t page, uint32_t end)
+void msh_rebuild_close_range(MshRebuild *rebuild, void *start, size_t length_bytes)
+{
+    /* Also when something failed: this takes the protection off again, and sleepers must not sleep
+     * on. I8 */
+    bool is_stuck = msh_uffd_unregister(&rebuild->uffd, start, length_bytes) < 0;
+    msh_uffd_wake(&rebuild->uffd, start, length_bytes);
+    if (is_stuck)
+        stop(rebuild); /* or who touches a hole there would sleep for ever */
+}
+
+static Site find_site(MshRegion *region, uint32_t page, uint32_t end, bool only_broken)
 {
     Site site = {.region = region, .page = page};
     while (site.pages < MSH_REBUILD_PAGES && page + site.pages < end &&
-           msh_region_is_mapped(region, page + site.pages))
+           msh_region_is_mapped(region, page + site.pages) &&
+           !(only_broken && region->state[page + site.pages] != MSH_PAGE_BROKEN))
         site.pages++;
     uint32_t last = page + site.pages;
     uint32_t wide_first = page > 0 && !msh_region_is_mapped(region, page - 1) ? page - 1 : page;
@@ -211,10 +222,10 @@ static void record(MshRebuild *rebuild, const Site *site, MshSlot *returned, siz
 }
 
 int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint32_t end,
-                    uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
+                    bool only_broken, uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
                     size_t *ret_returned_count)
 {
-    Site site = find_site(region, page, end);
+    Site site = find_site(region, page, end, only_broken);
     uint8_t *fresh = map_fresh(&site);
     if (!fresh)
         return -errno;
@@ -226,12 +237,7 @@ int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint3
     result = replace(rebuild, &site, fresh);
     if (result < 0)
         munmap(fresh, site.length_bytes);
-    /* Also when something failed: this takes the protection off again, and sleepers must not sleep
-     * on. I8 */
-    bool is_stuck = msh_uffd_unregister(&rebuild->uffd, site.wide, site.wide_bytes) < 0;
-    msh_uffd_wake(&rebuild->uffd, site.wide, site.wide_bytes);
-    if (is_stuck)
-        stop(rebuild); /* or who touches a hole there would sleep for ever */
+    msh_rebuild_close_range(rebuild, site.wide, site.wide_bytes);
     if (result < 0)
         return result;
     *ret_returned_count = 0;

@@ -44,11 +44,15 @@ static inline bool msh_rebuild_works(const MshRebuild *rebuild)
     return rebuild->uffd.fd >= 0;
 }
 
-/* Rebuilds the run of mapped pages that begins at page and ends before end, at most
- * MSH_REBUILD_PAGES, and sets *ret_end behind it. Slots of pages that were SHARED are written to
+/* Unregisters a range and wakes all who wait in it, whatever happened before. If that fails the
+ * userfaultfd is given up, which does the same. I8 */
+void msh_rebuild_close_range(MshRebuild *rebuild, void *start, size_t length_bytes);
+
+/* Rebuilds the run of mapped pages (only_broken: of BROKEN ones) that begins at page and ends before end,
+ * at most MSH_REBUILD_PAGES, and sets *ret_end behind it. Slots of pages that were SHARED are written to
  * ret_returned. -errno: the pages are as they were. */
 int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint32_t end,
-                    uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
+                    bool only_broken, uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
                     size_t *ret_returned_count);
 
 #endif

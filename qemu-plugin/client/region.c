@@ -264,6 +264,8 @@ void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32
         msh_uncount(left, 1);
     if (entered)
         msh_count(entered, 1);
+    MshBlock *block = &region->block[msh_region_block(region, page)];
+    block->broken = (uint16_t)(block->broken + (to == MSH_PAGE_BROKEN) - (from == MSH_PAGE_BROKEN));
     msh_region_set_look(region, page, 0, counters);
     region->state[page] = (uint8_t)to;
     region->word[page] = word;

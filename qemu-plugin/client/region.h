@@ -27,6 +27,7 @@ enum {
     MSH_LOOK_AGAIN = 2,   /* changed at the last look: to be looked at again, also where unwritten */
     MSH_LOOK_WORTH = 4,   /* zero, or equal to a slot when last asked about, but not worth splitting its
                              huge page for */
+    MSH_LOOK_MOVING = 8,  /* SHARED, in a view that leaves: asked about */
     MSH_LOOK_LEVEL = 16,  /* one step of the level: a page that keeps changing is looked at every 2^level
                              passes */
     MSH_LOOK_LEVEL_MAX = 6,
@@ -44,6 +45,8 @@ typedef struct MshBlock {
                            nothing had changed; MSH_BLOCK_QUIET: it may be split */
     uint16_t again;     /* pages to be looked at again */
     uint16_t worth;     /* pages that could be saved, were it not for the huge page */
+    uint16_t broken;    /* BROKEN pages */
+    uint32_t broke_pass; /* in which one was last seen to break */
     uint16_t present, changed, proposed; /* at the visit under way */
 } MshBlock;
 

@@ -44,11 +44,14 @@ static void break_pages(MshEngine *engine, MshRegion *region, uint32_t first, ui
     msh_worker_return_slots(engine, slots, count);
 }
 
-static void rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+static void rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
+                          bool only_broken)
 {
     MshSlot slots[MSH_REBUILD_PAGES];
     for (uint32_t page = first; page < end;) {
-        if (!msh_region_is_mapped(region, page)) {
+        bool is_wanted = only_broken ? region->state[page] == MSH_PAGE_BROKEN
+                                     : msh_region_is_mapped(region, page);
+        if (!is_wanted) {
             page++;
             continue;
         }
@@ -57,10 +60,11 @@ static void rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, 
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        int result = msh_rebuild_run(&engine->rebuild, region, page, end, &page, slots, &count);
+        int result = msh_rebuild_run(&engine->rebuild, region, page, end, only_broken, &page, slots,
+                                     &count);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         if (result < 0)
-            return; /* they are broken in place instead */
+            return; /* they stay as they are */
         msh_worker_return_slots(engine, slots, count);
     }
 }
@@ -71,7 +75,7 @@ static void release_pages(MshEngine *engine, MshRegion *region, uint32_t first, 
     msh_track_drop(&engine->scan.track, region, first ? first - 1 : first,
                    end < region->pages ? end + 1 : end);
     if (may_rebuild(engine))
-        rebuild_pages(engine, region, first, end);
+        rebuild_pages(engine, region, first, end, false);
     break_pages(engine, region, first, end);
 }
 
@@ -99,4 +103,30 @@ void msh_release_region(MshEngine *engine, MshRegion *region)
 {
     for (uint32_t first = 0; first < region->pages; first = block_end(region, first))
         release_pages(engine, region, first, block_end(region, first));
+}
+
+/* A page in the middle of a run costs two mappings more when it is plain again. */
+static bool may_spend_mappings(const MshEngine *engine, uint32_t runs)
+{
+    return msh_read(&engine->counters.mappings) + 2 * (uint64_t)runs <
+           msh_read(&engine->counters.mappings_limit) / 8 * 7;
+}
+
+void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+{
+    enum { STABLE_PASSES = 2, BLOCKS_AT_ONCE = 4 };
+    uint32_t mended = 0;
+    for (uint32_t page = first; page < end && mended < BLOCKS_AT_ONCE;) {
+        uint32_t number = msh_region_block(region, page);
+        const MshBlock *block = &region->block[number];
+        page = msh_region_block_end(region, number);
+        if (block->broken == 0 || engine->scan.pass - block->broke_pass < STABLE_PASSES ||
+            !may_spend_mappings(engine, block->broken) || !may_rebuild(engine))
+            continue;
+        uint32_t block_first = msh_region_block_first(region, number);
+        msh_track_drop(&engine->scan.track, region, block_first ? block_first - 1 : 0,
+                       page < region->pages ? page + 1 : page);
+        rebuild_pages(engine, region, block_first, page, true);
+        mended++;
+    }
 }

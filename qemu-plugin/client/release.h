@@ -19,4 +19,8 @@ bool msh_release_block(MshEngine *engine, uint32_t *frame);
 /* The same for all pages of one region. Memory lock. */
 void msh_release_region(MshEngine *engine, MshRegion *region);
 
+/* Rebuilds what has been BROKEN for a while in pages [first, end), so that it can merge again, as long as
+ * the mappings last that this may cost. Memory lock. */
+void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end);
+
 #endif

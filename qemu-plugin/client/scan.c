@@ -34,6 +34,7 @@ static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_
         return;
     visit->broken_slot[visit->broken++] = (MshSlot){region->word[page]};
     msh_region_become(region, page, MSH_PAGE_BROKEN, region->word[page], scan->counters);
+    region->block[msh_region_block(region, page)].broke_pass = scan->pass;
     msh_count(&scan->counters->breaks, 1);
 }
 
@@ -399,10 +400,17 @@ void msh_scan_restart(MshScan *scan)
     scan->wants_anew = false;
 }
 
+static void clear(MshVisit *visit)
+{
+    visit->scanned_pages = visit->skipped_pages = 0;
+    visit->sightings = visit->candidates = visit->broken = 0;
+    visit->is_pass_end = false;
+    visit->region = NULL;
+}
+
 int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, MshVisit *ret_visit)
 {
-    ret_visit->scanned_pages = ret_visit->skipped_pages = 0;
-    ret_visit->sightings = ret_visit->candidates = ret_visit->broken = 0;
+    clear(ret_visit);
     MshRegion *region = msh_memory_next(memory, scan->cursor_frame);
     ret_visit->is_pass_end = !region;
     if (!region) {
@@ -418,7 +426,42 @@ int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, M
                      ? visit_tracked(scan, region, first, ret_visit, &end)
                      : visit_plain(scan, region, first, max_pages, ret_visit, &end);
     msh_count(&scan->counters->scanned_pages, ret_visit->scanned_pages);
+    ret_visit->region = region;
+    ret_visit->first = first;
+    ret_visit->end = end;
     if (result == 0)
         scan->cursor_frame = region->first_frame + end;
     return result;
+}
+
+static bool is_leaving(const MshViews *views, const MshRegion *region, uint32_t page)
+{
+    return region->state[page] == MSH_PAGE_SHARED &&
+           atomic_load(&msh_views_of(views, (MshSlot){region->word[page]})->is_leaving);
+}
+
+bool msh_scan_leaving(MshScan *scan, const MshMemory *memory, const MshViews *views, uint32_t *frame,
+                      MshVisit *ret_visit)
+{
+    clear(ret_visit);
+    MshRegion *region = msh_memory_next(memory, *frame);
+    if (!region || !scan->secret)
+        return false;
+    uint32_t first = *frame > region->first_frame ? *frame - region->first_frame : 0;
+    uint32_t end = region->pages - first > MSH_SCAN_BLOCK_PAGES ? first + MSH_SCAN_BLOCK_PAGES
+                                                               : region->pages;
+    for (uint32_t page = first; page < end; page++) {
+        if ((region->look[page] & MSH_LOOK_MOVING) || !is_leaving(views, region, page))
+            continue;
+        MshSlot slot = {region->word[page]};
+        uint64_t hash = msh_fingerprint(scan->secret, msh_view_page(msh_views_of(views, slot), slot));
+        msh_region_set_look(region, page, MSH_LOOK_MOVING, scan->counters);
+        ret_visit->sighting[ret_visit->sightings++] =
+            (MshSighting){.hash = hash, .frame = region->first_frame + page};
+        ret_visit->scanned_pages++;
+    }
+    msh_count(&scan->counters->scanned_pages, ret_visit->scanned_pages);
+    msh_count(&scan->counters->hashed_pages, ret_visit->scanned_pages);
+    *frame = region->first_frame + end;
+    return true;
 }

@@ -38,6 +38,8 @@ typedef struct MshVisit {
     uint32_t scanned_pages; /* looked at */
     uint32_t skipped_pages; /* passed over, as nobody wrote to them */
     bool is_pass_end;
+    MshRegion *region; /* visited, from page first up to end; NULL: none */
+    uint32_t first, end;
     size_t sightings, candidates, broken;
     MshSighting sighting[MSH_SCAN_BLOCK_PAGES];
     MshCandidate candidate[MSH_SCAN_BLOCK_PAGES]; /* zero pages */
@@ -47,6 +49,11 @@ typedef struct MshVisit {
 /* Visits what comes next: up to max_pages (1 or more) of one block, or a row of tracked blocks. *ret_visit
  * tells what it found. A visit behind the last page ends the pass. */
 int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, MshVisit *ret_visit);
+
+/* SHARED pages of views that leave, sighted by the bytes of their slots, from *frame on, as many as a
+ * visit holds; moves *frame on. False: there are no more. */
+bool msh_scan_leaving(MshScan *scan, const MshMemory *memory, const MshViews *views, uint32_t *frame,
+                      MshVisit *ret_visit);
 
 /* Begins a new pass. */
 void msh_scan_restart(MshScan *scan);

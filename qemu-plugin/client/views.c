@@ -95,6 +95,20 @@ void msh_views_close_all(MshViews *views)
 void msh_views_new_source(MshViews *views)
 {
     views->source++;
+    for (uint32_t local = 0; local < MSH_VIEWS_MAX; local++)
+        if (views->view[local])
+            atomic_store(&views->view[local]->is_leaving, true);
+}
+
+uint64_t msh_views_leaving_pages(const MshViews *views)
+{
+    uint64_t pages = 0;
+    for (uint32_t local = 0; local < MSH_VIEWS_MAX; local++) {
+        const MshView *view = views->view[local];
+        if (view && atomic_load(&((MshView *)view)->is_leaving))
+            pages += atomic_load(&((MshView *)view)->mapped_pages);
+    }
+    return pages;
 }
 
 bool msh_view_holds(MshView *view, MshSlot slot)

@@ -21,6 +21,7 @@ typedef struct MshView {
     uint32_t segment;  /* the number it has at its source */
     uint32_t source;   /* which store: counts connections to a broker */
     bool retired;      /* its source will not match it again */
+    _Atomic bool is_leaving; /* what is mapped from it shall be mapped from another: its source is gone */
     bool dont_fork, dont_dump; /* of the template */
     int fd;
     uint64_t size_bytes; /* of the file, when last looked: it only grows */
@@ -45,7 +46,7 @@ int msh_views_find(const MshViews *views, uint32_t segment, uint32_t *ret_local)
 void msh_views_close(MshViews *views, uint32_t local);
 void msh_views_close_all(MshViews *views);
 
-/* From now on a new source numbers the segments; those of the old one get no new match. */
+/* From now on a new source numbers the segments; those of the old one get no new match, and leave. */
 void msh_views_new_source(MshViews *views);
 
 static inline MshView *msh_views_of(const MshViews *views, MshSlot slot)
@@ -53,6 +54,9 @@ static inline MshView *msh_views_of(const MshViews *views, MshSlot slot)
     uint32_t local = msh_slot_segment(slot);
     return local < MSH_VIEWS_MAX ? views->view[local] : NULL;
 }
+
+/* Pages here that are mapped from views that leave. */
+uint64_t msh_views_leaving_pages(const MshViews *views);
 
 /* The slot's bytes, to read only. */
 static inline const uint8_t *msh_view_page(const MshView *view, MshSlot slot)

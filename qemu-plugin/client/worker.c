@@ -111,11 +111,29 @@ static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
     pthread_mutex_lock(&engine->memory_lock);
     uint32_t page;
     const MshRegion *region = msh_memory_find(&engine->memory, frame, &page);
-    bool is_there = region && region->state[page] == MSH_PAGE_PRIVATE;
+    MshPageState state = region ? region->state[page] : MSH_PAGE_BROKEN;
+    MshSlot slot = {state == MSH_PAGE_SHARED ? region->word[page] : 0};
+    bool is_there = state == MSH_PAGE_PRIVATE || state == MSH_PAGE_SHARED;
     if (is_there)
-        memcpy(destination, msh_region_address(region, page), MSH_PAGE_BYTES);
+        memcpy(destination,
+               state == MSH_PAGE_PRIVATE ? msh_region_address(region, page)
+                                         : msh_view_page(msh_views_of(&engine->views, slot), slot),
+               MSH_PAGE_BYTES);
     pthread_mutex_unlock(&engine->memory_lock);
     return is_there;
+}
+
+/* Asked about once more: whoever was asked before is gone. */
+static void forget_moving(MshEngine *engine)
+{
+    pthread_mutex_lock(&engine->memory_lock);
+    for (size_t i = 0; i < engine->memory.count; i++) {
+        MshRegion *region = engine->memory.region[i];
+        for (uint32_t page = 0; page < region->pages; page++)
+            region->look[page] &= (uint8_t)~MSH_LOOK_MOVING; /* no gauge counts it */
+    }
+    pthread_mutex_unlock(&engine->memory_lock);
+    engine->moving_frame = 0;
 }
 
 static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
@@ -131,7 +149,7 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
         if (result == 0)
             msh_track_init(&engine->scan.track, &engine->window.uffd, &engine->scan.pagemap,
                            &engine->counters);
-        if (result == 0 && engine->nothing_pinned) {
+        if (result == 0) {
             result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->views,
                                       &engine->counters, &error);
             engine->has_rebuild = result == 0;
@@ -147,6 +165,9 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
     engine->scan.secret = engine->secret;
     engine->missed = 0;
     engine->anew_earliest_ns = 0;
+    if (engine->had_store)
+        forget_moving(engine);
+    engine->is_moving = engine->had_store; /* and the old one's memory is to come back */
     engine->scan.wants_anew = engine->had_store; /* this store has heard nothing of what was sighted */
     engine->had_store = true;
     return 0;
@@ -196,6 +217,46 @@ static void lose_window(MshEngine *engine)
     engine->has_window = false;
 }
 
+/* The SHARED pages of one run, from views that leave, to the slots they were granted. Returns how many
+ * candidates are done with; 0: this is no such run. Memory lock. */
+static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, size_t count,
+                          MshSlot *returned, size_t *returned_count)
+{
+    bool done[MSH_REHOME_PAGES] = {false};
+    MshSlot old[MSH_REHOME_PAGES];
+    MshSlot first = {candidates->slot};
+    uint32_t page = 0, pages = 0;
+    MshRegion *region = msh_memory_find(&engine->memory, candidates->frame, &page);
+    size_t length = msh_run_length(candidates, count, MSH_REHOME_PAGES);
+    if (!region || first.number == MSH_SLOT_ZERO || !msh_views_of(&engine->views, first))
+        return 0;
+    while (pages < length && page + pages < region->pages &&
+           region->state[page + pages] == MSH_PAGE_SHARED &&
+           atomic_load(
+               &msh_views_of(&engine->views, (MshSlot){region->word[page + pages]})->is_leaving))
+        pages++;
+    if (pages == 0)
+        return 0;
+    uint32_t before = msh_region_boundaries(region, page, page + pages);
+    msh_track_drop(&engine->scan.track, region, page, page + pages);
+    if (engine->has_rebuild && msh_rebuild_works(&engine->rebuild))
+        msh_rehome_run(&engine->rebuild, &engine->scan.pagemap, region, page, pages, first, done, old);
+    for (uint32_t i = 0; i < pages; i++) {
+        MshSlot slot = {first.number + i};
+        if (!done[i]) {
+            returned[(*returned_count)++] = slot;
+            continue;
+        }
+        atomic_fetch_sub(&msh_views_of(&engine->views, old[i])->mapped_pages, 1);
+        atomic_fetch_add(&msh_views_of(&engine->views, slot)->mapped_pages, 1);
+        msh_region_become(region, page + i, MSH_PAGE_SHARED, slot.number, &engine->counters);
+    }
+    uint32_t after = msh_region_boundaries(region, page, page + pages);
+    msh_count(&engine->counters.mappings, (uint64_t)after - before);
+    msh_count(&engine->counters.own_mappings, (uint64_t)after - before);
+    return pages;
+}
+
 /* Merges as many of the candidates as one window takes; the rest stays for the next. Memory lock. */
 static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size_t count)
 {
@@ -210,7 +271,9 @@ static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        done = msh_window_merge(&engine->window, candidates, count, returned, &returned_count);
+        done = rehome_some(engine, candidates, count, returned, &returned_count);
+        if (done == 0)
+            done = msh_window_merge(&engine->window, candidates, count, returned, &returned_count);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
     } else {
         atomic_store(&engine->wants_anew, true); /* it will not be proposed again by itself */
@@ -351,6 +414,9 @@ static void note_missed(MshEngine *engine, uint32_t missed)
     engine->missed = missed;
     engine->anew_earliest_ns = now_ns + ANEW_INTERVAL_NS;
     engine->scan.wants_anew = true;
+    engine->is_moving = msh_views_leaving_pages(&engine->views) > 0;
+    if (engine->is_moving)
+        forget_moving(engine);
 }
 
 static void settle(MshEngine *engine)
@@ -374,7 +440,10 @@ static void end_pass(MshEngine *engine)
         engine->scan.wants_anew = true;
     MshAccount account;
     if (engine->exchange->verbs->account(engine->exchange, &account)) {
-        msh_gauge(&engine->counters.store_cost_bytes, account.cost_bytes);
+        /* Of a store that is gone nobody tells who shares: its pages save nothing, for all we know. */
+        msh_gauge(&engine->counters.store_cost_bytes,
+                  account.cost_bytes +
+                      msh_pages_to_bytes(msh_views_leaving_pages(&engine->views)));
         note_missed(engine, account.missed);
     }
     msh_gauge(&engine->counters.pass_end_ns, msh_engine_now_ns());
@@ -394,6 +463,8 @@ static int scan_block(MshEngine *engine, uint32_t max_pages)
     engine->scan.may_track =
         !atomic_load(&engine->is_held) && msh_engine_mode(engine) != MSH_MODE_OFF;
     int result = msh_scan_visit(&engine->scan, &engine->memory, max_pages, visit);
+    if (result == 0 && visit->region && engine->scan.may_track)
+        msh_release_mend(engine, visit->region, visit->first, visit->end);
     pthread_mutex_unlock(&engine->memory_lock);
     if (result < 0)
         return result;
@@ -404,6 +475,21 @@ static int scan_block(MshEngine *engine, uint32_t max_pages)
     if (visit->sightings && engine->scan.secret)
         engine->exchange->verbs->sight(engine->exchange, visit->sighting, visit->sightings);
     return 0;
+}
+
+/* Asks about pages of a store that is gone, a block of them. False: there are no more. */
+static bool move_block(MshEngine *engine)
+{
+    pthread_mutex_lock(&engine->memory_lock);
+    engine->is_moving = msh_scan_leaving(&engine->scan, &engine->memory, &engine->views,
+                                         &engine->moving_frame, &engine->visit);
+    pthread_mutex_unlock(&engine->memory_lock);
+    if (!engine->is_moving)
+        engine->moving_frame = 0;
+    else if (engine->visit.sightings)
+        engine->exchange->verbs->sight(engine->exchange, engine->visit.sighting,
+                                       engine->visit.sightings);
+    return engine->is_moving;
 }
 
 static bool poll_exchange(MshEngine *engine)
@@ -450,6 +536,8 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
         poll_exchange(engine);
     } while (result == 0 && !engine->visit.is_pass_end);
     merge_all(engine, &engine->pending, false);
+    while (result == 0 && engine->is_moving && move_block(engine))
+        merge_all(engine, &engine->pending, false);
     if (result < 0)
         return msh_error_set(error, result, "page tables cannot be scanned: %s", strerror(-result));
     end_pass(engine);
@@ -534,6 +622,12 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
     if (!has_room(engine))
         return SECOND_NS; /* the window thread wakes us */
     count_mappings(engine);
+    if (engine->is_moving) {
+        if (move_block(engine))
+            msh_pace_spend(&pacing->pages, engine->visit.scanned_pages, now_ns);
+        hand_over(engine);
+        return 0;
+    }
     uint64_t allowed = msh_pace_available(&pacing->pages, now_ns);
     uint32_t pages = allowed < MSH_SCAN_BLOCK_PAGES ? (uint32_t)allowed : MSH_SCAN_BLOCK_PAGES;
     if (scan_block(engine, pages ? pages : 1) < 0)

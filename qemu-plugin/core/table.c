@@ -29,6 +29,7 @@ struct MshTable {
     uint64_t multiplier;
     uint64_t looks;       /* at pages without a slot, in this epoch */
     uint64_t swept_looks; /* the same, since the last sweep */
+    uint64_t expected;    /* sightings that can be true at one time */
     uint64_t aged;        /* sightings dropped by age, ever */
     uint8_t epoch, swept_epoch;
 };
@@ -193,7 +194,9 @@ static bool make_room(MshTable *table)
     uint64_t soft_limit = capacity(table) / 4 * 3;
     if (table->used < soft_limit && table->used < table->limit)
         return true;
-    if (table->epoch != table->swept_epoch && table->swept_looks >= table->used) {
+    /* As long as all sightings may be true, who made them counts on them. */
+    bool is_crowded = table->used - table->slots > 2 * table->expected || table->used >= table->limit;
+    if (is_crowded && table->epoch != table->swept_epoch && table->swept_looks >= table->used) {
         uint64_t before = table->used;
         sweep(table, drop_aged, table);
         table->aged += before - table->used;
@@ -286,4 +289,9 @@ uint64_t msh_table_bytes(const MshTable *table)
 uint64_t msh_table_aged(const MshTable *table)
 {
     return table->aged;
+}
+
+void msh_table_expect(MshTable *table, uint64_t sightings)
+{
+    table->expected = sightings;
 }

@@ -59,6 +59,9 @@ void msh_table_drop_member(MshTable *table, uint16_t member);
 
 uint64_t msh_table_entries(const MshTable *table);
 uint64_t msh_table_bytes(const MshTable *table);
+/* How many sightings can be true at one time: one for each page of each member. While there are no more
+ * than twice as many none is dropped by age, and the table grows. */
+void msh_table_expect(MshTable *table, uint64_t sightings);
 /* Sightings dropped by age, ever: who made them may make them again. */
 uint64_t msh_table_aged(const MshTable *table);
 

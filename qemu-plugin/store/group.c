@@ -38,6 +38,7 @@ struct MshGroup {
     uint32_t ids_end;    /* no member has or had an id from here on */
     uint16_t next_id;
 
+    uint64_t frames; /* of all members */
     MshGroupStats stats; /* the counters; msh_group_stats adds the gauges */
 };
 
@@ -47,6 +48,7 @@ struct MshMember {
     void *opaque;
     MshHolder *holder;
     uint32_t hints_lost;
+    uint64_t frames; /* it has sighted no frame from here on */
     bool is_closed;
     bool *shown; /* by segment number */
     uint32_t shown_count;
@@ -250,6 +252,8 @@ MshMember *msh_group_leave(MshMember *member)
     /* First out of sight, so that what retires by this is told to the others only. */
     group->members[member->id] = NULL;
     group->stats.members--;
+    group->frames -= member->frames;
+    msh_table_expect(group->table, group->frames);
     for (uint32_t i = 0; i < member->shown_count; i++) {
         if (member->shown[i])
             msh_shelf_forgotten(group->shelf, i);
@@ -307,6 +311,11 @@ MshAnswer msh_group_sight(MshMember *member, uint64_t hash, MshFrame frame, MshS
     MshFound found;
 
     group->stats.sightings++;
+    if (frame.number >= member->frames) {
+        group->frames += frame.number + 1ull - member->frames;
+        member->frames = frame.number + 1ull;
+        msh_table_expect(group->table, group->frames);
+    }
     MshFinding finding = msh_table_sight(group->table, hash, sighting, &found);
     switch (still_true(group, finding, &found)) {
     case MSH_FINDING_SLOT:
