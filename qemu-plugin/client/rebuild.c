@@ -98,12 +98,11 @@ void msh_rebuild_close_range(MshRebuild *rebuild, void *start, size_t length_byt
         stop(rebuild); /* or who touches a hole there would sleep for ever */
 }
 
-static Site find_site(MshRegion *region, uint32_t page, uint32_t end, bool only_broken)
+static Site find_site(MshRegion *region, uint32_t page, uint32_t end)
 {
     Site site = {.region = region, .page = page};
     while (site.pages < MSH_REBUILD_PAGES && page + site.pages < end &&
-           msh_region_is_mapped(region, page + site.pages) &&
-           !(only_broken && region->state[page + site.pages] != MSH_PAGE_BROKEN))
+           msh_region_is_mapped(region, page + site.pages))
         site.pages++;
     uint32_t last = page + site.pages;
     uint32_t wide_first = page > 0 && !msh_region_is_mapped(region, page - 1) ? page - 1 : page;
@@ -222,10 +221,10 @@ static void record(MshRebuild *rebuild, const Site *site, MshSlot *returned, siz
 }
 
 int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint32_t end,
-                    bool only_broken, uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
+                    uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
                     size_t *ret_returned_count)
 {
-    Site site = find_site(region, page, end, only_broken);
+    Site site = find_site(region, page, end);
     uint8_t *fresh = map_fresh(&site);
     if (!fresh)
         return -errno;

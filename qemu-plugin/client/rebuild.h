@@ -48,11 +48,11 @@ static inline bool msh_rebuild_works(const MshRebuild *rebuild)
  * userfaultfd is given up, which does the same. I8 */
 void msh_rebuild_close_range(MshRebuild *rebuild, void *start, size_t length_bytes);
 
-/* Rebuilds the run of mapped pages (only_broken: of BROKEN ones) that begins at page and ends before end,
- * at most MSH_REBUILD_PAGES, and sets *ret_end behind it. Slots of pages that were SHARED are written to
+/* Rebuilds the run of mapped pages that begins at page and ends at end or before, at most
+ * MSH_REBUILD_PAGES, and sets *ret_end behind it. Slots of pages that were SHARED are written to
  * ret_returned. -errno: the pages are as they were. */
 int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint32_t end,
-                    bool only_broken, uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
+                    uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
                     size_t *ret_returned_count);
 
 #endif

@@ -44,28 +44,35 @@ static void break_pages(MshEngine *engine, MshRegion *region, uint32_t first, ui
     msh_worker_return_slots(engine, slots, count);
 }
 
-static void rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
-                          bool only_broken)
+/* Pages [first, end), all mapped. */
+static int rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
 {
     MshSlot slots[MSH_REBUILD_PAGES];
-    for (uint32_t page = first; page < end;) {
-        bool is_wanted = only_broken ? region->state[page] == MSH_PAGE_BROKEN
-                                     : msh_region_is_mapped(region, page);
-        if (!is_wanted) {
-            page++;
-            continue;
-        }
+    int result = 0;
+    for (uint32_t page = first; page < end && result == 0;) {
         size_t count = 0;
         /* A handler that ran on this thread and touched the window would wait for ever. */
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        int result = msh_rebuild_run(&engine->rebuild, region, page, end, only_broken, &page, slots,
-                                     &count);
+        result = msh_rebuild_run(&engine->rebuild, region, page, end, &page, slots, &count);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
-        if (result < 0)
-            return; /* they stay as they are */
-        msh_worker_return_slots(engine, slots, count);
+        if (result == 0)
+            msh_worker_return_slots(engine, slots, count);
+    }
+    return result;
+}
+
+/* All mapped pages of [first, end). */
+static void rebuild_all(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+{
+    for (uint32_t page = first; page < end;) {
+        uint32_t mapped = page;
+        while (mapped < end && msh_region_is_mapped(region, mapped))
+            mapped++;
+        if (mapped > page && rebuild_pages(engine, region, page, mapped) < 0)
+            return; /* they are broken in place instead */
+        page = mapped + (mapped == page);
     }
 }
 
@@ -75,7 +82,7 @@ static void release_pages(MshEngine *engine, MshRegion *region, uint32_t first, 
     msh_track_drop(&engine->scan.track, region, first ? first - 1 : first,
                    end < region->pages ? end + 1 : end);
     if (may_rebuild(engine))
-        rebuild_pages(engine, region, first, end, false);
+        rebuild_all(engine, region, first, end);
     break_pages(engine, region, first, end);
 }
 
@@ -112,6 +119,24 @@ static bool may_spend_mappings(const MshEngine *engine, uint32_t runs)
            msh_read(&engine->counters.mappings_limit) / 8 * 7;
 }
 
+/* The BROKEN pages of one block, less those that are swapped out: they are not brought in for this (I9). */
+static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+{
+    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
+    if (msh_pagemap_scan(&engine->scan.pagemap, msh_region_address(region, first), end - first,
+                         presence) < 0)
+        return;
+    for (uint32_t page = first; page < end;) {
+        uint32_t broken = page;
+        while (broken < end && region->state[broken] == MSH_PAGE_BROKEN &&
+               (presence[broken - first] & MSH_PRESENT))
+            broken++;
+        if (broken > page && rebuild_pages(engine, region, page, broken) < 0)
+            return;
+        page = broken + (broken == page);
+    }
+}
+
 void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
 {
     enum { STABLE_PASSES = 2, BLOCKS_AT_ONCE = 4 };
@@ -126,7 +151,7 @@ void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint
         uint32_t block_first = msh_region_block_first(region, number);
         msh_track_drop(&engine->scan.track, region, block_first ? block_first - 1 : 0,
                        page < region->pages ? page + 1 : page);
-        rebuild_pages(engine, region, block_first, page, true);
+        mend_block(engine, region, block_first, page);
         mended++;
     }
 }
