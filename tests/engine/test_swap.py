@@ -1,36 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pages that the kernel has swapped out stay there, in every state that they can be in."""
 
-import contextlib
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.lib.memory import PAGE_BYTES, Memory, pagemap
+from tests.lib.swap import MADV_PAGEOUT, swap_file
 
 from memshare.engine import Engine
 
 PAGES = 64
-MADV_PAGEOUT = 21
 SWAP_BYTES = 64 << 20
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def swap() -> Iterator[None]:
     """A swap file of our own, gone again in every case."""
-    # Beside the sources: a temporary directory may be in memory, where nothing can be swapped to.
-    with (
-        tempfile.NamedTemporaryFile(prefix=".memshare-swap-", dir=ROOT) as file,
-        contextlib.ExitStack() as undo,
-    ):
-        file.write(bytes(SWAP_BYTES))
-        file.flush()
-        subprocess.run(["mkswap", "-q", file.name], check=True, capture_output=True)
-        undo.callback(subprocess.run, ["swapoff", file.name], check=False)
-        subprocess.run(["swapon", file.name], check=True, capture_output=True)
+    with swap_file(SWAP_BYTES):
         yield
 
 

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 60
 
 
-def _library(name: str) -> Path:
+def library(name: str) -> Path:
+    """One of the helpers, built."""
     return build_directory() / "tests" / "engine" / f"libengine-{name}.so"
 
 
@@ -27,7 +28,7 @@ def _load(name: str) -> tuple[cffi.FFI, Any]:
     header = (ROOT / "tests" / "engine" / f"{name}.h").read_text()
     ffi = cffi.FFI()
     ffi.cdef(re.sub(r"^#.*$", "", header, flags=re.MULTILINE))
-    return ffi, ffi.dlopen(str(_library(name)))
+    return ffi, ffi.dlopen(str(library(name)))
 
 
 class Torture:
@@ -166,7 +167,7 @@ def run_scenario(
     """
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     if faults:
-        environment["LD_PRELOAD"] = str(_library("faults"))
+        environment["LD_PRELOAD"] = str(library("faults"))
     started = time.monotonic()
     try:
         return subprocess.run(
