@@ -28,3 +28,8 @@ def test_I1_a_failing_call_costs_no_byte(point: str) -> None:
     except Hung as hung:
         pytest.fail(f"hung: {hung}")
     assert run.returncode == 0, "\n".join(run.stderr.splitlines()[-20:])
+
+
+def test_I1_both_ways_back_fail() -> None:
+    """A page that can for a while neither be moved nor copied to its address gets there all the same."""
+    test_I1_a_failing_call_costs_no_byte("MOVE_IN+COPY_IN")

@@ -106,6 +106,7 @@ def test_I12_detach_leaves_memory_as_it_was(memory: Memory, started: bool) -> No
     memory.check()
     wait_until(lambda: set(store_mappings()) <= set(others_before[0]), "the store is unmapped")
     assert len(flags_of(memory)) == len(before)
+    assert not any({"um", "uw"} & flags for flags in flags_of(memory))
     engine.close()
     assert flags_of(memory) == before
     for now, then in zip((store_mappings(), descriptors(), threads()), others_before, strict=True):

@@ -45,3 +45,9 @@ def test_without_wake_writers_sleep_for_ever_and_it_is_noticed() -> None:
     """UNREGISTER alone does not wake who sleeps on a page that a store mapping has replaced."""
     with pytest.raises(Hung):
         race(SLEPT, COMPARE_FAILURES, 8, "NO_WAKE", timeout_seconds=20)
+
+
+def test_I1_no_write_is_lost_to_a_break() -> None:
+    """Pages made private inside their store mappings while a guest writes to the same byte."""
+    run = run_scenario("tests.engine.breaking", faults=False)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A window begins nothing when its time is up, and compares every byte of a page."""
+
+from tests.lib.native import run_scenario
+
+
+def test_I8_no_run_begins_when_the_time_is_up() -> None:
+    """With slow calls each window does one run and leaves the others to the next."""
+    run = run_scenario("tests.engine.bounded", "slow")
+    assert run.returncode == 0, run.stderr
+
+
+def test_I2_every_byte_is_compared() -> None:
+    """Pages that differ in one byte, wherever it is, do not become one."""
+    run = run_scenario("tests.engine.bounded", "bytes")
+    assert run.returncode == 0, run.stderr
