@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The mutants: one edit each, of code that cites an invariant, and the tests that must notice.
+
+``citation`` is a piece of the commented line that names the invariant, found once in its file. Each
+such line of the files below has at least one mutant; the runner checks that.
+"""
+
+import msgspec
+
+WINDOW = "qemu-plugin/client/window.c"
+REBUILD = "qemu-plugin/client/rebuild.c"
+RELEASE = "qemu-plugin/client/release.c"
+SEGMENT = "qemu-plugin/store/segment.c"
+GRANTS = "qemu-plugin/core/grants.c"
+FILES = (WINDOW, REBUILD, RELEASE, SEGMENT, GRANTS)
+
+FAILING = "tests/engine/test_failing_calls.py::test_I1_a_failing_call_costs_no_byte"
+SLEEPER = "tests/engine/test_sleepers.py::test_I8_a_sleeper_wakes"
+
+
+class Mutant(msgspec.Struct, frozen=True, kw_only=True):
+    """``old`` occurs once. ``tests``: a path is for pytest, another name is one of meson's."""
+
+    name: str
+    file: str
+    citation: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    #: Why no test can see it; empty: one must.
+    explanation: str = ""
+
+
+MUTANTS = (
+    Mutant(
+        name="window-has-no-end",
+        file=WINDOW,
+        citation="it stays within 200 us. I8",
+        old="(runs == 0 || now_ns() - opened_ns < CLOSE_AFTER_NS)",
+        new="(runs == 0 || now_ns() - opened_ns < 1000ull * CLOSE_AFTER_NS)",
+        tests=("tests/engine/test_bounded.py::test_I8_no_run_begins_when_the_time_is_up",),
+    ),
+    Mutant(
+        name="budget-is-endless",
+        file=WINDOW,
+        citation="can add. I11",
+        old="+ 2 * runs + SPANS_MAX * 2 <=",
+        new="* 0 + runs * 0 <=",
+        tests=("tests/engine/test_lifecycle.py::test_I11_mappings_stay_within_the_budget",),
+    ),
+    Mutant(
+        name="move-back-gives-up",
+        file=WINDOW,
+        citation="sleepers need their page. I1",
+        old="""                at++;
+            else
+                sched_yield();""",
+        new="""                at++;
+            else
+                return;""",
+        tests=("tests/engine/test_failing_calls.py::test_I1_both_ways_back_fail",),
+    ),
+    Mutant(
+        name="move-back-skips-a-page",
+        file=WINDOW,
+        citation="sleepers need their page. I1",
+        old="""        if (moved_bytes) {
+            tries = 0;
+        } else if (tries > ROLLBACK_SPINS) {""",
+        new="""        if (moved_bytes) {
+            tries = 0;
+        } else if (tries > 0) {
+            at++;
+        } else if (tries > ROLLBACK_SPINS) {""",
+        tests=(f"{FAILING}[MOVE_IN]",),
+    ),
+    Mutant(
+        name="restore-leaves-a-gap",
+        file=WINDOW,
+        citation="it would show zeros. I1",
+        old="    if (mincore(home, length_bytes, residency) == 0) {\n        move_back",
+        new="    if (mincore(home, length_bytes, residency) != 1) {\n        move_back",
+        tests=(f"{SLEEPER}[failed_half_done-99]",),
+    ),
+    Mutant(
+        name="restore-shows-zeros",
+        file=WINDOW,
+        citation="it would show zeros. I1",
+        old="    /* DONTUNMAP: no one else's mapping may get between the scratch pages. */",
+        new="""    mmap(home, length_bytes, PROT_READ | PROT_WRITE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    if (mincore(home, length_bytes, residency) == 0) {
+        memcpy(home, here, length_bytes / 2);
+        memcpy((char *)home + length_bytes / 2, (char *)here + length_bytes / 2, length_bytes / 2);
+        return;
+    }""",
+        tests=(f"{FAILING}[MAP_OVER]", f"{FAILING}[MAP_FIXED_OVER]"),
+    ),
+    Mutant(
+        name="contents-are-not-compared",
+        file=WINDOW,
+        citation="I2: both sides of the comparison",
+        old="slot), MSH_PAGE_BYTES) == 0;",
+        new="slot), 0) == 0;",
+        tests=(f"{FAILING}[MOVE_OUT]",),
+    ),
+    Mutant(
+        name="all-but-the-last-byte-is-compared",
+        file=WINDOW,
+        citation="I2: both sides of the comparison",
+        old="slot), MSH_PAGE_BYTES) == 0;",
+        new="slot), MSH_PAGE_BYTES - 1) == 0;",
+        tests=("tests/engine/test_bounded.py::test_I2_every_byte_is_compared",),
+    ),
+    Mutant(
+        name="zeros-are-not-compared",
+        file=WINDOW,
+        citation="I2: both sides of the comparison",
+        old="        return msh_page_is_zero(page);\n    MshSlot",
+        new="        return true;\n    MshSlot",
+        tests=(f"{FAILING}[MOVE_OUT]",),
+    ),
+    Mutant(
+        name="window-does-not-wake",
+        file=WINDOW,
+        citation="would sleep for ever. I8",
+        old="        msh_uffd_wake(&window->uffd, start, length_bytes);",
+        new="",
+        tests=(f"{SLEEPER}[shared-read]",),
+    ),
+    Mutant(
+        name="window-wakes-its-first-page-only",
+        file=WINDOW,
+        citation="would sleep for ever. I8",
+        old="msh_uffd_wake(&window->uffd, start, length_bytes)",
+        new="msh_uffd_wake(&window->uffd, start, length_bytes < MSH_PAGE_BYTES ? length_bytes : MSH_PAGE_BYTES)",
+        tests=(f"{SLEEPER}[shared-read]",),
+    ),
+    Mutant(
+        name="rebuild-skips-a-page",
+        file=REBUILD,
+        citation="the address holds nothing. I1",
+        old="""            i++;
+        else
+            sched_yield();""",
+        new="""            i++;
+        else
+            i++;""",
+        tests=("tests/engine/test_failing_calls.py::test_I1_both_ways_back_fail",),
+    ),
+    Mutant(
+        name="rebuild-cannot-copy",
+        file=REBUILD,
+        citation="the address holds nothing. I1",
+        old="        else if (msh_uffd_copy(&rebuild->uffd, home, copy, MSH_PAGE_BYTES) == 0)\n",
+        new="        else if (true)\n",
+        tests=(f"{FAILING}[MOVE_IN]",),
+    ),
+    Mutant(
+        name="rebuild-leaves-a-gap",
+        file=REBUILD,
+        citation="there is no way back. I1",
+        old="        if (mincore(site->home, site->length_bytes, residency) == 0)\n            return",
+        new="        if (mincore(site->home, site->length_bytes, residency) != 1)\n            return",
+        tests=(f"{FAILING}[MAP_OVER]",),
+    ),
+    Mutant(
+        name="failed-rebuild-stays-registered",
+        file=REBUILD,
+        citation="* on. I8 */",
+        old="        munmap(fresh, site.length_bytes);\n    /* Also when",
+        new="        return munmap(fresh, site.length_bytes), result;\n    /* Also when",
+        tests=(f"{FAILING}[PROTECT]",),
+    ),
+    Mutant(
+        name="rebuild-stays-registered",
+        file=REBUILD,
+        citation="* on. I8 */",
+        old="bool is_stuck = msh_uffd_unregister(&rebuild->uffd, site.wide, site.wide_bytes) < 0;",
+        new="bool is_stuck = false;",
+        tests=("tests/engine/test_lifecycle.py::test_I12_detach_leaves_memory_as_it_was",),
+    ),
+    Mutant(
+        name="rebuild-does-not-wake",
+        file=REBUILD,
+        citation="* on. I8 */",
+        old="    msh_uffd_wake(&rebuild->uffd, site.wide, site.wide_bytes);\n",
+        new="",
+        tests=(f"{SLEEPER}[rebuilt-read]", f"{SLEEPER}[protected-99]"),
+        explanation="UNREGISTER wakes what is registered, and here all of it is: before the new"
+        " memory is put in place the old is, after it the new. The call is kept for the day"
+        " that this changes.",
+    ),
+    Mutant(
+        name="stuck-rebuild-goes-on",
+        file=REBUILD,
+        citation="* on. I8 */",
+        old="    if (is_stuck)\n        stop(rebuild);",
+        new="    if (is_stuck && rebuild->stop_fd < 0)\n        stop(rebuild);",
+        tests=(f"{FAILING}[CLOSE_WINDOW]",),
+    ),
+    Mutant(
+        name="pages-are-not-broken",
+        file=RELEASE,
+        citation="is lost (I1, I12)",
+        old="        break_page(msh_region_address(region, page));\n",
+        new="        if (page == UINT32_MAX)\n            break_page(msh_region_address(region, page));\n",
+        tests=(
+            "tests/engine/test_lifecycle.py"
+            "::test_I12_without_the_promise_pages_become_private_copies",
+        ),
+    ),
+    Mutant(
+        name="pages-are-broken-by-a-plain-write",
+        file=RELEASE,
+        citation="is lost (I1, I12)",
+        old="""    while (!__atomic_compare_exchange_n(byte, &value, value, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_RELAXED))
+        ;""",
+        new="    *(volatile uint8_t *)byte = value;",
+        tests=("tests/engine/test_races.py::test_I1_no_write_is_lost_to_a_break",),
+    ),
+    Mutant(
+        name="full-segment-can-grow",
+        file=SEGMENT,
+        citation="/* I4 */",
+        old="fcntl(segment->fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SEAL);",
+        new="fcntl(segment->fd, F_ADD_SEALS, F_SEAL_SEAL);",
+        tests=("unit-segment",),
+    ),
+    Mutant(
+        name="segment-can-be-written-to",
+        file=SEGMENT,
+        citation="F_SEAL_FUTURE_WRITE) < 0) /* I3 */",
+        old="F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE)",
+        new="F_ADD_SEALS, F_SEAL_SHRINK)",
+        tests=("unit-segment",),
+    ),
+    Mutant(
+        name="segment-can-shrink",
+        file=SEGMENT,
+        citation="F_SEAL_FUTURE_WRITE) < 0) /* I3 */",
+        old="F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE)",
+        new="F_ADD_SEALS, F_SEAL_FUTURE_WRITE)",
+        tests=("unit-segment",),
+    ),
+    Mutant(
+        name="slot-is-written-while-staged",
+        file=SEGMENT,
+        citation="I3: written once, before anyone",
+        old="    memcpy(segment->staged, page, MSH_PAGE_BYTES);",
+        new="""    memcpy(segment->staged, page, MSH_PAGE_BYTES);
+    if (segment->used_slots)
+        memcpy(segment->mapping + msh_pages_to_bytes(segment->used_slots - 1), page, MSH_PAGE_BYTES);""",
+        tests=("unit-segment",),
+    ),
+    Mutant(
+        name="slot-is-written-twice",
+        file=SEGMENT,
+        citation="I3: written once, before anyone",
+        old="    memcpy(segment->mapping + frontier_bytes, segment->staged, MSH_PAGE_BYTES);",
+        new="    memcpy(segment->mapping, segment->staged, MSH_PAGE_BYTES);",
+        tests=("unit-segment",),
+    ),
+    Mutant(
+        name="slot-is-given-out-again",
+        file=GRANTS,
+        citation="/* I4 */",
+        old="msh_slot(segment, into->filled++);",
+        new="msh_slot(segment, into->filled); into->filled += into->filled == into->live;",
+        tests=("unit-grants",),
+    ),
+)
