@@ -19,16 +19,22 @@ static void touch(const void *page)
     (void)*(const volatile uint8_t *)page;
 }
 
-static void map_slots(const MshView *view, MshRegion *region, uint32_t page, uint32_t pages,
+/* False: the old mapping is there still. */
+static bool map_slots(const MshView *view, MshRegion *region, uint32_t page, uint32_t pages,
                       MshSlot slot)
 {
+    unsigned char residency[MSH_REHOME_PAGES];
     void *home = msh_region_address(region, page);
     size_t length_bytes = msh_pages_to_bytes(pages);
-    /* If it fails after it has unmapped its target there is no way but on: the slot holds what was there,
-     * writers are asleep, and nothing else may stand there for a moment. I1 */
     while (mremap(view->template + msh_slot_offset_bytes(slot), length_bytes, length_bytes,
-                  MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, home) != home)
+                  MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, home) != home) {
+        if (mincore(home, length_bytes, residency) == 0)
+            return false;
+        /* It failed after it had unmapped its target, and there is no way but on: the slot holds what was
+         * there, writers are asleep, and nothing else may stand there for a moment. I1 */
         sched_yield();
+    }
+    return true;
 }
 
 int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *region, uint32_t page,
@@ -56,11 +62,11 @@ int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *re
         result = msh_pagemap_scan(pagemap, home, pages, presence);
     for (uint32_t i = 0; result == 0 && i < pages;) {
         uint32_t end = i;
-        while (end < pages && equal[end] &&
-               presence[end] == (MSH_PRESENT | MSH_PRESENT_FILE))
-            ret_done[end++] = true;
-        if (end > i)
-            map_slots(view, region, page + i, end - i, (MshSlot){first.number + i});
+        /* Anything but a clean page of the file was written to, or may have been: it stays. I1 */
+        while (end < pages && equal[end] && presence[end] == (MSH_PRESENT | MSH_PRESENT_FILE))
+            end++;
+        if (end > i && map_slots(view, region, page + i, end - i, (MshSlot){first.number + i}))
+            memset(ret_done + i, true, end - i);
         i = end > i ? end : i + 1;
     }
     msh_rebuild_close_range(rebuild, home, length_bytes);
