@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 import cffi
 
 PAGE_BYTES = 4096
+BLOCK_BYTES = 2 << 20  # MSH_HUGE_PAGE_BYTES; blocks start at its multiples
 _FFI = cffi.FFI()
 
 
@@ -19,20 +20,37 @@ def contents(number: int) -> bytes:
     return struct.pack("<Q", number) * (PAGE_BYTES // 8)
 
 
+def _address(buffer: mmap.mmap) -> int:
+    return int(_FFI.cast("uintptr_t", _FFI.from_buffer(buffer)))
+
+
+def _map(length_bytes: int, protection: int) -> mmap.mmap:
+    """Map memory; a little of it lies in one of the engine's blocks, whose pages are visited at once.
+
+    Else a test would see another order of things now and then, by where the kernel puts it.
+    """
+    others = []  # kept until the end, so that each is put elsewhere
+    while True:
+        buffer = mmap.mmap(-1, length_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection)
+        start = _address(buffer)
+        in_one = start // BLOCK_BYTES == (start + length_bytes - 1) // BLOCK_BYTES
+        if in_one or length_bytes > BLOCK_BYTES // 2:
+            return buffer
+        others.append(buffer)
+
+
 class Memory:
     """Private anonymous memory, and the bytes it must hold."""
 
     def __init__(self, pages: int, protection: int = mmap.PROT_READ | mmap.PROT_WRITE) -> None:
         self.pages = pages
-        self.buffer = mmap.mmap(
-            -1, pages * PAGE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, protection
-        )
+        self.buffer = _map(pages * PAGE_BYTES, protection)
         self.expected = bytearray(pages * PAGE_BYTES)
 
     @property
     def address(self) -> int:
         """Where it starts."""
-        return int(_FFI.cast("uintptr_t", _FFI.from_buffer(self.buffer)))
+        return _address(self.buffer)
 
     def address_of(self, page: int) -> int:
         """Where a page starts."""
