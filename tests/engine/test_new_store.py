@@ -35,12 +35,12 @@ def store_files(memory: Memory) -> set[str]:
 @pytest.mark.parametrize("nothing_pinned", [True, False])
 def test_I7_pages_move_to_the_store_of_a_new_broker(*, nothing_pinned: bool) -> None:
     """Without becoming private in between; the old store's memory goes with its last mapping."""
-    memories = [Memory(PAGES).fill(lambda page, guest=guest: number_of(page, guest)) for guest in (1, 2)]
+    memories = [
+        Memory(PAGES).fill(lambda page, guest=guest: number_of(page, guest)) for guest in (1, 2)
+    ]
     options = ("--group", "default", "--allow-by-mode")
     with Broker(*options) as first:
-        engines = [
-            Engine(first.socket_path(), nothing_pinned=nothing_pinned) for _ in memories
-        ]
+        engines = [Engine(first.socket_path(), nothing_pinned=nothing_pinned) for _ in memories]
         for engine, memory in zip(engines, memories, strict=True):
             engine.register(memory.buffer)
         for _ in range(4):
