@@ -12,8 +12,9 @@
 
 /* Once a window has been open for this long no further run is begun; with a run's own time, at most
  * HAUL_PAGES pages, it stays within 200 us. I8 */
-#define CLOSE_AFTER_NS 120000u
-#define AIM_NS 100000u
+#define CLOSE_AFTER_NS 60000u
+#define AIM_NS 60000u
+#define LATE_NS 256000u
 
 enum {
     RUN_PAGES = 32,
@@ -21,8 +22,9 @@ enum {
     SPANS_MAX = 16,
     SPAN_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES,
     RUN_EFFORT = 12, /* what the calls of one run cost, in pages' worth */
-    EFFORT_MIN = 64,
+    EFFORT_MIN = 32,
     EFFORT_MAX = 2048,
+    CALM_WINDOWS = 100, /* in time, for each one that was late */
     MOVE_TRIES = 4,
     ROLLBACK_SPINS = 64,
 };
@@ -451,6 +453,19 @@ static void count_window(MshWindow *window, uint64_t took_ns)
         window->effort += EFFORT_MIN / 4;
 }
 
+/* A window is late when its thread lost the processor, or the machine is short of some other thing: then
+ * fewer are opened. */
+static void note_strain(MshWindow *window, bool is_late)
+{
+    if (is_late) {
+        window->strain += window->strain < MSH_WINDOW_STRAIN_MAX;
+        window->calm = 0;
+    } else if (++window->calm == CALM_WINDOWS) {
+        window->strain -= window->strain > 0;
+        window->calm = 0;
+    }
+}
+
 static void close_spans(MshWindow *window, Plan *plan)
 {
     bool is_stuck = false;
@@ -510,5 +525,6 @@ size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_
     for (size_t i = 0; i < runs; i++)
         record(window, &plan.run[i], ret_returned, ret_returned_count);
     count_window(window, took_ns);
+    note_strain(window, took_ns > LATE_NS);
     return plan.candidates;
 }

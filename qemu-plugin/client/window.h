@@ -26,6 +26,7 @@
 enum {
     MSH_WINDOW_SCRATCH_PAGES = 512,
     MSH_WINDOW_RUNS_MAX = 64,
+    MSH_WINDOW_STRAIN_MAX = 4,
 };
 
 typedef struct MshWindow {
@@ -34,6 +35,9 @@ typedef struct MshWindow {
     MshTrack *track;  /* lets go of what a window is about to open */
     _Atomic bool is_over_budget; /* something could not be merged for want of mappings; cleared by the reader */
     uint32_t effort;  /* what a window may take on now, in pages' worth: follows the time it takes */
+    uint32_t strain;  /* rests are 2^strain times as long: grows while more than one window in a hundred is
+                         late, up to MSH_WINDOW_STRAIN_MAX */
+    uint32_t calm;    /* windows in time since it last changed */
     const MshMemory *memory;
     const MshViews *views;
     MshCounters *counters;

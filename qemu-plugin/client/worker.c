@@ -15,6 +15,7 @@
 #define SECOND_NS 1000000000ull
 /* A window starts on a fresh time slice, and the guest gets at least as long without one. */
 #define REST_MIN_NS 50000ull
+#define REST_MAX_NS 10000000ull
 /* Passes that find nothing follow each other less and less closely. */
 #define IDLE_MIN_NS 20000000ull
 #define IDLE_MAX_NS 640000000ull
@@ -201,9 +202,10 @@ static bool may_merge(const MshEngine *engine, bool content)
 
 static void rest(uint64_t took_ns)
 {
-    uint64_t rest_ns = took_ns > REST_MIN_NS ? took_ns : REST_MIN_NS;
-    clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = (long)(rest_ns % SECOND_NS)},
-                    NULL);
+    uint64_t rest_ns = took_ns < REST_MIN_NS   ? REST_MIN_NS
+                       : took_ns > REST_MAX_NS ? REST_MAX_NS
+                                               : took_ns;
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = (long)rest_ns}, NULL);
 }
 
 /* The userfaultfd is closed, and with it every registration is gone. */
@@ -305,7 +307,7 @@ static void merge_all(MshEngine *engine, MshCandidates *candidates, bool is_pace
         pthread_mutex_lock(&engine->memory_lock);
         uint64_t start_ns = msh_engine_now_ns();
         at += merge_some(engine, candidates->items + at, count - at);
-        uint64_t took_ns = msh_engine_now_ns() - start_ns;
+        uint64_t took_ns = (msh_engine_now_ns() - start_ns) << engine->window.strain;
         pthread_mutex_unlock(&engine->memory_lock);
         if (is_paced && took_ns > REST_MIN_NS)
             rest(took_ns - REST_MIN_NS);
