@@ -33,7 +33,7 @@ enum {
     MSH_LOOK_LEVEL_MAX = 6,
 };
 
-enum { MSH_BLOCK_SETTLED = 2, MSH_BLOCK_QUIET = 3 };
+enum { MSH_BLOCK_SETTLED = 2, MSH_BLOCK_QUIET = 2, MSH_BLOCK_HOT_SHARE = 16 };
 
 /* A huge page's worth of the region, by address; the first and the last may be cut short. */
 typedef struct MshBlock {
@@ -42,7 +42,7 @@ typedef struct MshBlock {
     uint8_t settled;    /* visits in a row that changed next to nothing; MSH_BLOCK_SETTLED: to be tracked,
                            as every block is at first */
     uint8_t quiet;      /* visits in a row after which a good part of a huge page could be saved and
-                           nothing had changed; MSH_BLOCK_QUIET: it may be split */
+                           it was not hot; MSH_BLOCK_QUIET: it may be split */
     uint16_t again;     /* pages to be looked at again */
     uint16_t worth;     /* pages that could be saved, were it not for the huge page */
     uint16_t broken;    /* BROKEN pages */
@@ -113,11 +113,18 @@ uint32_t msh_region_block_end(const MshRegion *region, uint32_t block);
  * number of places between first-1 and end where one mapping ends and another begins. */
 uint32_t msh_region_boundaries(const MshRegion *region, uint32_t first, uint32_t end);
 
+/* More than one in so many of its pages were written between the last two visits. One page alone, a clock
+ * or a log, must not keep the rest of a huge page from being saved. */
+static inline bool msh_block_is_hot(const MshBlock *block)
+{
+    return (unsigned)block->changed * MSH_BLOCK_HOT_SHARE > block->present;
+}
+
 /* Whether a window may take a page of the block: a huge page is split only when enough of it can be
- * saved, and never while it is hot, that is, written to between its last two visits. */
+ * saved, and never while it is hot. */
 static inline bool msh_block_may_open(const MshBlock *block)
 {
-    return !block->is_huge || (block->quiet == MSH_BLOCK_QUIET && block->changed == 0);
+    return !block->is_huge || (block->quiet == MSH_BLOCK_QUIET && !msh_block_is_hot(block));
 }
 
 /* Memory of the page map itself. */

@@ -249,7 +249,7 @@ static void begin_block(MshBlock *block)
  * were turned down and those proposed already, about which the answer may be on its way. */
 static void judge_huge(MshBlock *block)
 {
-    bool is_quiet = block->is_huge && block->changed == 0 &&
+    bool is_quiet = block->is_huge && !msh_block_is_hot(block) &&
                     (unsigned)(block->worth + block->proposed) * SPLIT_SHARE >= block->present;
     block->quiet = is_quiet ? (uint8_t)(block->quiet + (block->quiet < MSH_BLOCK_QUIET)) : 0;
 }

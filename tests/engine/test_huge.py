@@ -160,15 +160,18 @@ def test_content_matches_above_the_threshold_split_and_free_memory() -> None:
 
 @pytest.mark.parametrize("mode", ["zero", "content"])
 def test_a_hot_huge_page_is_split_only_once_it_is_quiet(mode: Mode) -> None:
-    """One page of it is written between any two visits, for longer than any back-off lasts; a quiet
+    """An eighth of it is written between any two visits, for longer than any back-off lasts; a quiet
     huge page beside it is split.
     """
     memory = HugeMemory(2, zeros(BLOCK_PAGES // 2))
-    hot = memory.page(0, BLOCK_PAGES - 1)
+    number_of = zeros(BLOCK_PAGES // 2)
+    hot = [memory.page(0, page) for page in range(BLOCK_PAGES) if number_of(0, page)]
+    hot = hot[: BLOCK_PAGES // 8]
     with Engine(mode=mode) as engine:
         engine.register(memory.buffer)
         for turn in range(150):
-            memory.write(hot, contents(10_000 + turn))
+            for page in hot:
+                memory.write(page, contents(10_000 + 1000 * page + turn))
             engine.scan_once()
         assert memory.huge_blocks() == 1
         assert engine.stats()["zeroed_pages"] == BLOCK_PAGES // 2
