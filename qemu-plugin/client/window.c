@@ -12,8 +12,8 @@
 
 /* Once a window has been open for this long no further run is begun; with a run's own time, at most
  * HAUL_PAGES pages, it stays within 200 us. I8 */
-#define CLOSE_AFTER_NS 60000u
-#define AIM_NS 60000u
+#define CLOSE_AFTER_NS 110000u
+#define AIM_NS 90000u
 #define LATE_NS 256000u
 
 enum {
