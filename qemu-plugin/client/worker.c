@@ -10,12 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "merging.h"
 #include "release.h"
 
 #define SECOND_NS 1000000000ull
-/* A window starts on a fresh time slice, and the guest gets at least as long without one. */
-#define REST_MIN_NS 50000ull
-#define REST_MAX_NS 10000000ull
 /* Passes that find nothing follow each other less and less closely. */
 #define IDLE_MIN_NS 20000000ull
 #define IDLE_MAX_NS 640000000ull
@@ -187,158 +185,6 @@ MshExchangeEvents msh_worker_events(MshEngine *engine)
                                .connected = on_connected,
                                .disconnected = on_disconnected,
                                .opaque = engine};
-}
-
-/*
- * Section: windows
- */
-
-static bool may_merge(const MshEngine *engine, bool content)
-{
-    MshMode mode = msh_engine_mode(engine);
-    return engine->has_window && !atomic_load(&engine->is_held) &&
-           mode >= (content ? MSH_MODE_CONTENT : MSH_MODE_ZERO);
-}
-
-static void rest(uint64_t took_ns)
-{
-    uint64_t rest_ns = took_ns < REST_MIN_NS   ? REST_MIN_NS
-                       : took_ns > REST_MAX_NS ? REST_MAX_NS
-                                               : took_ns;
-    clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = (long)rest_ns}, NULL);
-}
-
-/* The userfaultfd is closed, and with it every registration is gone. */
-static void lose_window(MshEngine *engine)
-{
-    for (size_t i = 0; i < engine->memory.count; i++)
-        msh_track_drop(&engine->scan.track, engine->memory.region[i], 0,
-                       engine->memory.region[i]->pages);
-    engine->scan.track.uffd = NULL;
-    msh_window_fini(&engine->window);
-    engine->has_window = false;
-}
-
-/* The SHARED pages of one run, from views that leave, to the slots they were granted. Returns how many
- * candidates are done with; 0: this is no such run. Memory lock. */
-static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, size_t count,
-                          MshSlot *returned, size_t *returned_count)
-{
-    bool done[MSH_REHOME_PAGES] = {false};
-    MshSlot old[MSH_REHOME_PAGES];
-    MshSlot first = {candidates->slot};
-    uint32_t page = 0, pages = 0;
-    MshRegion *region = msh_memory_find(&engine->memory, candidates->frame, &page);
-    size_t length = msh_run_length(candidates, count, MSH_REHOME_PAGES);
-    if (!region || first.number == MSH_SLOT_ZERO || !msh_views_of(&engine->views, first))
-        return 0;
-    while (pages < length && page + pages < region->pages &&
-           region->state[page + pages] == MSH_PAGE_SHARED &&
-           atomic_load(
-               &msh_views_of(&engine->views, (MshSlot){region->word[page + pages]})->is_leaving))
-        pages++;
-    if (pages == 0)
-        return 0;
-    bool is_affordable = msh_read(&engine->counters.mappings) + 2 * (uint64_t)pages <=
-                         msh_read(&engine->counters.mappings_limit); /* I11 */
-    uint32_t before = msh_region_boundaries(region, page, page + pages);
-    msh_track_drop(&engine->scan.track, region, page, page + pages);
-    if (is_affordable && engine->has_rebuild && msh_rebuild_works(&engine->rebuild))
-        msh_rehome_run(&engine->rebuild, &engine->scan.pagemap, region, page, pages, first, done, old);
-    for (uint32_t i = 0; i < pages; i++) {
-        MshSlot slot = {first.number + i};
-        if (!done[i]) {
-            returned[(*returned_count)++] = slot;
-            continue;
-        }
-        atomic_fetch_sub(&msh_views_of(&engine->views, old[i])->mapped_pages, 1);
-        atomic_fetch_add(&msh_views_of(&engine->views, slot)->mapped_pages, 1);
-        msh_region_become(region, page + i, MSH_PAGE_SHARED, slot.number, &engine->counters);
-    }
-    uint32_t after = msh_region_boundaries(region, page, page + pages);
-    msh_count(&engine->counters.mappings, (uint64_t)after - before);
-    msh_count(&engine->counters.own_mappings, (uint64_t)after - before);
-    return pages;
-}
-
-/* Merges as many of the candidates as one window takes; the rest stays for the next. Memory lock. */
-static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size_t count)
-{
-    MshSlot returned[MSH_SCAN_BLOCK_PAGES];
-    size_t returned_count = 0;
-    if (count > MSH_SCAN_BLOCK_PAGES)
-        count = MSH_SCAN_BLOCK_PAGES;
-    bool is_content = candidates->slot != MSH_SLOT_ZERO;
-    size_t done = 1;
-    if (may_merge(engine, is_content)) {
-        /* A handler that ran on this thread and touched the window would wait for ever. */
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        done = rehome_some(engine, candidates, count, returned, &returned_count);
-        if (done == 0)
-            done = msh_window_merge(&engine->window, candidates, count, returned, &returned_count);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-    } else {
-        atomic_store(&engine->wants_anew, true); /* it will not be proposed again by itself */
-        if (is_content)
-            returned[returned_count++] = (MshSlot){candidates->slot};
-    }
-    if (engine->has_window && !msh_window_works(&engine->window)) {
-        msh_text_set(&engine->texts, &engine->barred_reason, "the userfaultfd was lost");
-        atomic_store(&engine->is_barred, true);
-        lose_window(engine);
-    }
-    msh_worker_return_slots(engine, returned, returned_count);
-    return done;
-}
-
-static void merge_all(MshEngine *engine, MshCandidates *candidates, bool is_paced)
-{
-    msh_candidates_sort(candidates->items, candidates->count);
-    /* A hint and an answer may name the same page: a window that took both would replace it twice. */
-    size_t count = msh_candidates_unique(candidates->items, candidates->count);
-    for (size_t i = count; i < candidates->count; i++)
-        if (candidates->items[i].slot != MSH_SLOT_ZERO)
-            msh_worker_return_slots(engine, &(MshSlot){candidates->items[i].slot}, 1);
-    for (size_t at = 0; at < count;) {
-        if (is_paced)
-            rest(0);
-        pthread_mutex_lock(&engine->memory_lock);
-        uint64_t start_ns = msh_engine_now_ns();
-        at += merge_some(engine, candidates->items + at, count - at);
-        uint64_t took_ns = (msh_engine_now_ns() - start_ns) << engine->window.strain;
-        pthread_mutex_unlock(&engine->memory_lock);
-        if (is_paced && took_ns > REST_MIN_NS)
-            rest(took_ns - REST_MIN_NS);
-    }
-    candidates->count = 0;
-}
-
-static void *window_main(void *opaque)
-{
-    MshEngine *engine = opaque;
-    MshCandidates mine = {0};
-    pthread_setname_np(pthread_self(), "memshare-window");
-    pthread_mutex_lock(&engine->queue_lock);
-    while (!atomic_load(&engine->is_stopping)) {
-        if (engine->queue.count == 0) {
-            pthread_cond_wait(&engine->queue_filled, &engine->queue_lock);
-            continue;
-        }
-        MshCandidates filled = engine->queue;
-        engine->queue = mine;
-        mine = filled;
-        engine->is_merging = true;
-        pthread_mutex_unlock(&engine->queue_lock);
-        merge_all(engine, &mine, true);
-        pthread_mutex_lock(&engine->queue_lock);
-        engine->is_merging = false;
-        (void)eventfd_write(engine->wake_fd, 1); /* the scan thread may wait for room */
-    }
-    pthread_mutex_unlock(&engine->queue_lock);
-    free(mine.items);
-    return NULL;
 }
 
 /*
@@ -536,12 +382,12 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
     int result = 0;
     do {
         result = scan_block(engine, MSH_SCAN_BLOCK_PAGES);
-        merge_all(engine, &engine->pending, false);
+        msh_merging_all(engine, &engine->pending, false);
         poll_exchange(engine);
     } while (result == 0 && !engine->visit.is_pass_end);
-    merge_all(engine, &engine->pending, false);
+    msh_merging_all(engine, &engine->pending, false);
     while (result == 0 && engine->is_moving && move_block(engine))
-        merge_all(engine, &engine->pending, false);
+        msh_merging_all(engine, &engine->pending, false);
     if (result < 0)
         return msh_error_set(error, result, "page tables cannot be scanned: %s", strerror(-result));
     end_pass(engine);
@@ -678,7 +524,7 @@ int msh_worker_start(MshEngine *engine, MshError *error)
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int result = pthread_create(&engine->window_thread, NULL, window_main, engine);
+    int result = pthread_create(&engine->window_thread, NULL, msh_merging_main, engine);
     if (result == 0) {
         result = pthread_create(&engine->scan_thread, NULL, scan_main, engine);
         if (result) {
