@@ -39,11 +39,11 @@ static void *event_main(void *opaque)
     return NULL;
 }
 
-int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshViews *views,
-                     MshCounters *counters, MshError *error)
+int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshPagemap *pagemap,
+                     const MshViews *views, MshCounters *counters, MshError *error)
 {
-    *rebuild =
-        (MshRebuild){.uffd = {-1}, .stop_fd = -1, .views = views, .counters = counters};
+    *rebuild = (MshRebuild){
+        .uffd = {-1}, .stop_fd = -1, .pagemap = pagemap, .views = views, .counters = counters};
     int result = msh_uffd_open(&rebuild->uffd, device_fd, MSH_UFFD_FOR_REBUILD, error);
     if (result < 0)
         return result;
@@ -115,7 +115,8 @@ static Site find_site(MshRegion *region, uint32_t page, uint32_t end)
     return site;
 }
 
-/* Memory with exactly the flags of the region's own, or the kernel would not join it; never touched. */
+/* Memory with exactly the flags of the region's own, or the kernel would not join it; never
+ * touched. */
 static uint8_t *map_fresh(const Site *site)
 {
     const MshRegion *region = site->region;
@@ -158,7 +159,8 @@ static void move_in(MshRebuild *rebuild, const Site *site)
         uint8_t *home = site->home + msh_pages_to_bytes(i);
         uint8_t *copy = rebuild->copies + msh_pages_to_bytes(i);
         size_t moved_bytes = 0;
-        msh_uffd_move(&rebuild->uffd, home, copy, msh_pages_to_bytes(end - i), &moved_bytes);
+        msh_uffd_move(&rebuild->uffd, rebuild->pagemap, home, copy, msh_pages_to_bytes(end - i),
+                      &moved_bytes);
         if (moved_bytes)
             i += (uint32_t)msh_bytes_to_pages(moved_bytes);
         else if (msh_uffd_copy(&rebuild->uffd, home, copy, MSH_PAGE_BYTES) == 0)

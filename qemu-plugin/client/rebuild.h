@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Rebuilding: store mappings become plain memory again, joined with their neighbours into one mapping,
- * while the process runs. What was SHARED or BROKEN is PRIVATE afterwards, or a HOLE where it held zeros.
+ * Rebuilding: store mappings become plain memory again, joined with their neighbours into one
+ * mapping, while the process runs. What was SHARED or BROKEN is PRIVATE afterwards, or a HOLE where
+ * it held zeros.
  *
- * Contents are copied, under a synchronous write protection, and moved in: who touches a page meanwhile
- * sleeps until the window closes. A page that the kernel has pinned for I/O can change behind the
- * protection, so nothing may be pinned (MshConfig.nothing_pinned).
+ * Contents are copied, under a synchronous write protection, and moved in: who touches a page
+ * meanwhile sleeps until the window closes. A page that the kernel has pinned for I/O can change
+ * behind the protection, so nothing may be pinned (MshConfig.nothing_pinned).
  *
- * The new memory is mapped elsewhere, never touched, and mremapped into place while registered: an area
- * that was ever touched would stay a mapping of its own for ever, and one that is not registered would
- * show zeros for a moment. A registered mremap waits until its event is read: a thread does that.
+ * The new memory is mapped elsewhere, never touched, and mremapped into place while registered: an
+ * area that was ever touched would stay a mapping of its own for ever, and one that is not
+ * registered would show zeros for a moment. A registered mremap waits until its event is read: a
+ * thread does that.
  *
  * Threads: under the memory lock; the event thread touches the userfaultfd only.
  */
@@ -30,12 +32,13 @@ typedef struct MshRebuild {
     uint8_t *copies; /* MSH_REBUILD_PAGES of plain memory */
     pthread_t event_thread;
     int stop_fd;
+    const MshPagemap *pagemap;
     const MshViews *views;
     MshCounters *counters;
 } MshRebuild;
 
-int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshViews *views,
-                     MshCounters *counters, MshError *error);
+int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshPagemap *pagemap,
+                     const MshViews *views, MshCounters *counters, MshError *error);
 void msh_rebuild_fini(MshRebuild *rebuild);
 
 /* False once its userfaultfd was lost: every run fails then. */

@@ -4,11 +4,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "kernel_abi.h"
+#include "memshare/units.h"
 
 int msh_uffd_open(MshUffd *uffd, int device_fd, MshUffdPurpose purpose, MshError *error)
 {
@@ -28,10 +30,11 @@ int msh_uffd_open(MshUffd *uffd, int device_fd, MshUffdPurpose purpose, MshError
                              strerror(saved_errno));
 
     struct uffdio_api api = {.api = UFFD_API,
-                             .features = MSH_UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
-                                         UFFD_FEATURE_PAGEFAULT_FLAG_WP |
-                                         (purpose == MSH_UFFD_FOR_REBUILD ? UFFD_FEATURE_EVENT_REMAP
-                                                                          : MSH_UFFD_FEATURE_WP_ASYNC)};
+                             .features =
+                                 MSH_UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
+                                 UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+                                 (purpose == MSH_UFFD_FOR_REBUILD ? UFFD_FEATURE_EVENT_REMAP
+                                                                  : MSH_UFFD_FEATURE_WP_ASYNC)};
     if (ioctl(fd, UFFDIO_API, &api) < 0) {
         close(fd);
         return msh_error_set(error, -ENOSYS,
@@ -80,8 +83,31 @@ static int outcome(int error_number)
     }
 }
 
-int msh_uffd_move(const MshUffd *uffd, void *destination, const void *source, size_t length_bytes,
-                  size_t *ret_moved_bytes)
+/* May wait, may not fail: on its answer hangs whether a page is kept. */
+static bool is_empty(const MshPagemap *pagemap, const void *page)
+{
+    uint8_t presence;
+    while (msh_pagemap_scan(pagemap, page, 1, &presence) < 0)
+        sched_yield();
+    return presence == 0;
+}
+
+/* How many bytes were moved, though the kernel said that none were. Linux 6.18 starts over when a
+ * page table entry has changed under its hands, moves one page or a row of them, but still has that
+ * EAGAIN in mind: it tries the same page once more, finds it at the destination, and reports EEXIST
+ * and nothing of what it did (mm/userfaultfd.c, move_pages(); 7.2 clears the error). I1 */
+static size_t unsaid_bytes(const MshPagemap *pagemap, const uint8_t *destination,
+                           const uint8_t *source, size_t length_bytes)
+{
+    size_t at = 0;
+    while (at < length_bytes && is_empty(pagemap, source + at) &&
+           !is_empty(pagemap, destination + at))
+        at += MSH_PAGE_BYTES;
+    return at;
+}
+
+int msh_uffd_move(const MshUffd *uffd, const MshPagemap *pagemap, void *destination,
+                  const void *source, size_t length_bytes, size_t *ret_moved_bytes)
 {
     /* The kernel may leave the move field alone when it fails early: zero it before. */
     struct msh_uffdio_move move = {.dst = (uintptr_t)destination,
@@ -90,8 +116,17 @@ int msh_uffd_move(const MshUffd *uffd, void *destination, const void *source, si
                                    .mode = MSH_UFFDIO_MOVE_MODE_DONTWAKE,
                                    .move = 0};
     int result = ioctl(uffd->fd, MSH_UFFDIO_MOVE, &move) < 0 ? errno : 0;
-    *ret_moved_bytes = move.move > 0 ? (size_t)move.move : 0;
-    if (*ret_moved_bytes == length_bytes)
+    size_t moved_bytes = move.move > 0 ? (size_t)move.move : 0;
+    if (result == EEXIST || (result && moved_bytes)) {
+        size_t unsaid =
+            unsaid_bytes(pagemap, (const uint8_t *)destination + moved_bytes,
+                         (const uint8_t *)source + moved_bytes, length_bytes - moved_bytes);
+        moved_bytes += unsaid;
+        if (unsaid)
+            result = EAGAIN; /* for the rest */
+    }
+    *ret_moved_bytes = moved_bytes;
+    if (moved_bytes == length_bytes)
         return 0;
     return outcome(result ? result : EAGAIN);
 }
@@ -107,9 +142,9 @@ int msh_uffd_copy(const MshUffd *uffd, void *destination, const void *source, si
 
 int msh_uffd_protect(const MshUffd *uffd, void *start, size_t length_bytes, bool on)
 {
-    struct uffdio_writeprotect request = {
-        .range = {.start = (uintptr_t)start, .len = length_bytes},
-        .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+    struct uffdio_writeprotect request = {.range = {.start = (uintptr_t)start, .len = length_bytes},
+                                          .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP
+                                                     : UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
     for (;;) {
         if (ioctl(uffd->fd, UFFDIO_WRITEPROTECT, &request) == 0)
             return 0;

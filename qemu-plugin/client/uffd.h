@@ -3,7 +3,8 @@
  * A userfaultfd, behind named outcomes. The only file that issues its ioctls.
  *
  * Nobody reads fault messages in order to answer them: a thread that touches a missing page of a
- * registered range sleeps in the kernel until msh_uffd_wake() of its address. Threads: the caller's lock.
+ * registered range sleeps in the kernel until msh_uffd_wake() of its address. Threads: the caller's
+ * lock.
  */
 #ifndef MSH_UFFD_H
 #define MSH_UFFD_H
@@ -13,6 +14,7 @@
 #include <stdint.h>
 
 #include "memshare/error.h"
+#include "pagemap.h"
 
 typedef struct MshUffd {
     int fd; /* -1: none */
@@ -33,8 +35,8 @@ typedef enum MshUffdMode {
 typedef enum MshUffdPurpose {
     /* Write protection is asynchronous: nobody ever waits for it, it tells afterwards who wrote. */
     MSH_UFFD_FOR_WINDOWS,
-    /* Writers to a protected page sleep, and mremap keeps a range registered and blocks until its event
-     * is read (msh_uffd_discard_events). */
+    /* Writers to a protected page sleep, and mremap keeps a range registered and blocks until its
+     * event is read (msh_uffd_discard_events). */
     MSH_UFFD_FOR_REBUILD,
 } MshUffdPurpose;
 
@@ -48,11 +50,13 @@ int msh_uffd_register(const MshUffd *uffd, void *start, size_t length_bytes, uns
 int msh_uffd_unregister(const MshUffd *uffd, void *start, size_t length_bytes);
 
 /* Moves pages without waking who waits. 0, or MSH_E_UFFD_* / -errno; in every case *ret_moved_bytes
- * says how many bytes, from the start, have moved. */
-int msh_uffd_move(const MshUffd *uffd, void *destination, const void *source, size_t length_bytes,
-                  size_t *ret_moved_bytes);
+ * says how many bytes, from the start, have moved. Nobody else may fill the destination or empty
+ * the source meanwhile: that is how pages are found that the kernel has moved without saying so. */
+int msh_uffd_move(const MshUffd *uffd, const MshPagemap *pagemap, void *destination,
+                  const void *source, size_t length_bytes, size_t *ret_moved_bytes);
 
-/* Copies bytes into missing pages, without waking. 0 · MSH_E_UFFD_AGAIN · MSH_E_UFFD_EXISTS · -errno */
+/* Copies bytes into missing pages, without waking. 0 · MSH_E_UFFD_AGAIN · MSH_E_UFFD_EXISTS ·
+ * -errno */
 int msh_uffd_copy(const MshUffd *uffd, void *destination, const void *source, size_t length_bytes);
 
 /* Makes writers to the range sleep, or lets the next ones pass. */

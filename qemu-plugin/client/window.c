@@ -36,8 +36,8 @@ typedef enum Outcome {
     DONE = 3,  /* replaced */
 } Outcome;
 
-/* One or more runs, and what lies between them, registered together. Never includes a store mapping:
- * pages move within one mapping only. */
+/* One or more runs, and what lies between them, registered together. Never includes a store
+ * mapping: pages move within one mapping only. */
 typedef struct Span {
     MshRegion *region;
     uint32_t first, end; /* pages */
@@ -48,10 +48,10 @@ typedef struct Run {
     Span *span;
     MshRegion *region;
     uint32_t page, pages;
-    uint32_t slot;        /* MSH_SLOT_ZERO, or the first one */
-    uint32_t scratch;     /* first page in the scratch area */
+    uint32_t slot;                             /* MSH_SLOT_ZERO, or the first one */
+    uint32_t scratch;                          /* first page in the scratch area */
     size_t candidates_before, returned_before; /* by the plan, when it came to this run */
-    uint8_t *outcome;     /* one a page */
+    uint8_t *outcome;                          /* one a page */
 } Run;
 
 typedef struct Plan {
@@ -59,7 +59,7 @@ typedef struct Plan {
     size_t spans;
     Run run[MSH_WINDOW_RUNS_MAX];
     size_t runs;
-    size_t candidates; /* taken or turned down */
+    size_t candidates;                         /* taken or turned down */
     uint8_t outcome[MSH_WINDOW_SCRATCH_PAGES]; /* by page of the scratch area */
 } Plan;
 
@@ -89,12 +89,14 @@ static int map_scratch(MshWindow *window)
     return msh_uffd_register(&window->uffd, area, length_bytes, MSH_UFFD_MISSING_PAGES);
 }
 
-int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
-                    const MshViews *views, MshCounters *counters, MshError *error)
+int msh_window_init(MshWindow *window, int device_fd, const MshPagemap *pagemap,
+                    const MshMemory *memory, const MshViews *views, MshCounters *counters,
+                    MshError *error)
 {
     *window = (MshWindow){.uffd = {-1},
                           .track = window->track,
                           .effort = EFFORT_MIN,
+                          .pagemap = pagemap,
                           .memory = memory,
                           .views = views,
                           .counters = counters};
@@ -134,8 +136,8 @@ static Span *span_for(Plan *plan, MshRegion *region, uint32_t page, uint32_t pag
 {
     if (plan->spans) {
         Span *last = &plan->span[plan->spans - 1];
-        if (last->region == region && page >= last->end && page + pages - last->first <= SPAN_PAGES &&
-            gap_is_plain(region, last->end, page)) {
+        if (last->region == region && page >= last->end &&
+            page + pages - last->first <= SPAN_PAGES && gap_is_plain(region, last->end, page)) {
             last->end = page + pages;
             return last;
         }
@@ -181,9 +183,9 @@ static void note_worth(MshWindow *window, MshRegion *region, uint32_t page)
         msh_region_set_look(region, page, MSH_LOOK_WORTH, window->counters);
 }
 
-/* Splitting a huge page takes longer than a window may, so it is done before: the advice, given for a
- * part of it, makes the kernel split it and marks that one page as less recently used. Zero pages in
- * it are given back by the split itself. */
+/* Splitting a huge page takes longer than a window may, so it is done before: the advice, given for
+ * a part of it, makes the kernel split it and marks that one page as less recently used. Zero pages
+ * in it are given back by the split itself. */
 static void split_huge_pages(MshRegion *region, uint32_t page, uint32_t pages)
 {
     for (uint32_t at = page; at < page + pages;) {
@@ -260,8 +262,9 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
  * Section: inside the window
  */
 
-/* The runs from first on, up to the one returned, that follow each other without a gap: they are moved in
- * one call, since each call costs every other processor that runs this process a TLB flush. */
+/* The runs from first on, up to the one returned, that follow each other without a gap: they are
+ * moved in one call, since each call costs every other processor that runs this process a TLB
+ * flush. */
 static size_t haul_end(const Plan *plan, size_t first)
 {
     size_t end = first + 1;
@@ -269,7 +272,8 @@ static size_t haul_end(const Plan *plan, size_t first)
     for (; end < plan->runs; end++) {
         const Run *last = &plan->run[end - 1], *next = &plan->run[end];
         pages += next->pages;
-        if (next->span != last->span || next->page != last->page + last->pages || pages > HAUL_PAGES)
+        if (next->span != last->span || next->page != last->page + last->pages ||
+            pages > HAUL_PAGES)
             break;
     }
     return end;
@@ -281,9 +285,10 @@ static void move_out(MshWindow *window, const Run *first, const Run *last)
     uint32_t at = 0, tries = 0;
     while (at < pages) {
         size_t moved_bytes = 0;
-        int result = msh_uffd_move(&window->uffd, scratch_page(window, first->scratch + at),
-                                   msh_region_address(first->region, first->page + at),
-                                   msh_pages_to_bytes(pages - at), &moved_bytes);
+        int result =
+            msh_uffd_move(&window->uffd, window->pagemap, scratch_page(window, first->scratch + at),
+                          msh_region_address(first->region, first->page + at),
+                          msh_pages_to_bytes(pages - at), &moved_bytes);
         uint32_t moved = (uint32_t)msh_bytes_to_pages(moved_bytes);
         memset(first->outcome + at, MOVED, moved);
         at += moved;
@@ -309,8 +314,8 @@ static void move_back(MshWindow *window, MshRegion *region, uint32_t page, uint3
         void *home = msh_region_address(region, page + at);
         void *here = scratch_page(window, scratch + at);
         size_t moved_bytes = 0;
-        int result = msh_uffd_move(&window->uffd, home, here, msh_pages_to_bytes(pages - at),
-                                   &moved_bytes);
+        int result = msh_uffd_move(&window->uffd, window->pagemap, home, here,
+                                   msh_pages_to_bytes(pages - at), &moved_bytes);
         at += (uint32_t)msh_bytes_to_pages(moved_bytes);
         if (result == 0)
             return;
@@ -328,7 +333,8 @@ static void move_back(MshWindow *window, MshRegion *region, uint32_t page, uint3
 }
 
 /* The mapping failed, and may have unmapped its target before: the page goes back, with its memory
- * where its address has none. Other memory must not stand there for a moment: it would show zeros. I1 */
+ * where its address has none. Other memory must not stand there for a moment: it would show zeros.
+ * I1 */
 static void restore(MshWindow *window, Run *run, uint32_t at, uint32_t pages)
 {
     unsigned char residency[RUN_PAGES];
@@ -347,15 +353,16 @@ static void restore(MshWindow *window, Run *run, uint32_t at, uint32_t pages)
     madvise(home, length_bytes, run->region->dont_dump ? MADV_DONTDUMP : MADV_DODUMP);
 }
 
-/* I2: both sides of the comparison are out of reach of writers: the page is in the scratch area, the slot
- * is sealed. */
+/* I2: both sides of the comparison are out of reach of writers: the page is in the scratch area,
+ * the slot is sealed. */
 static bool is_equal(const MshWindow *window, const Run *run, uint32_t at)
 {
     const uint8_t *page = scratch_page(window, run->scratch + at);
     if (run->slot == MSH_SLOT_ZERO)
         return msh_page_is_zero(page);
     MshSlot slot = {run->slot + at};
-    return memcmp(page, msh_view_page(msh_views_of(window->views, slot), slot), MSH_PAGE_BYTES) == 0;
+    return memcmp(page, msh_view_page(msh_views_of(window->views, slot), slot), MSH_PAGE_BYTES) ==
+           0;
 }
 
 static bool map_slots(MshWindow *window, Run *run, uint32_t at, uint32_t pages)
@@ -393,7 +400,8 @@ static void work(MshWindow *window, Run *run)
         }
         bool equal = is_equal(window, run, at);
         uint32_t end = at + 1;
-        while (end < run->pages && run->outcome[end] == MOVED && is_equal(window, run, end) == equal)
+        while (end < run->pages && run->outcome[end] == MOVED &&
+               is_equal(window, run, end) == equal)
             end++;
         if (!equal)
             msh_count(&window->counters->compare_failures, end - at);
@@ -453,8 +461,8 @@ static void count_window(MshWindow *window, uint64_t took_ns)
         window->effort += EFFORT_MIN / 4;
 }
 
-/* A window is late when its thread lost the processor, or the machine is short of some other thing: then
- * fewer are opened. */
+/* A window is late when its thread lost the processor, or the machine is short of some other thing:
+ * then fewer are opened. */
 static void note_strain(MshWindow *window, bool is_late)
 {
     if (is_late) {
@@ -476,8 +484,8 @@ static void close_spans(MshWindow *window, Plan *plan)
         /* Also where registering failed: part of the span may be registered all the same. */
         int result = msh_uffd_unregister(&window->uffd, start, length_bytes);
         is_stuck |= result < 0 && span->open;
-        /* Always, and all of it: unregistering wakes sleepers only where the span is registered still;
-         * one asleep on a page just replaced would sleep for ever. I8 */
+        /* Always, and all of it: unregistering wakes sleepers only where the span is registered
+         * still; one asleep on a page just replaced would sleep for ever. I8 */
         msh_uffd_wake(&window->uffd, start, length_bytes);
     }
     /* Closing the descriptor unregisters everything and wakes everybody. */

@@ -31,27 +31,31 @@ enum {
 
 typedef struct MshWindow {
     MshUffd uffd;
-    uint8_t *scratch; /* where pages are moved to; registered for good */
-    MshTrack *track;  /* lets go of what a window is about to open */
-    _Atomic bool is_over_budget; /* something could not be merged for want of mappings; cleared by the reader */
-    uint32_t effort;  /* what a window may take on now, in pages' worth: follows the time it takes */
-    uint32_t strain;  /* rests are 2^strain times as long: grows while more than one window in a hundred is
-                         late, up to MSH_WINDOW_STRAIN_MAX */
-    uint32_t calm;    /* windows in time since it last changed */
+    uint8_t *scratch;            /* where pages are moved to; registered for good */
+    MshTrack *track;             /* lets go of what a window is about to open */
+    _Atomic bool is_over_budget; /* something could not be merged for want of mappings; cleared by
+                                    the reader */
+    uint32_t effort; /* what a window may take on now, in pages' worth: follows the time it takes */
+    uint32_t strain; /* rests are 2^strain times as long: grows while more than one window in a
+                        hundred is late, up to MSH_WINDOW_STRAIN_MAX */
+    uint32_t calm;   /* windows in time since it last changed */
+    const MshPagemap *pagemap;
     const MshMemory *memory;
     const MshViews *views;
     MshCounters *counters;
 } MshWindow;
 
 /* device_fd as msh_uffd_open. window->track is set before. */
-int msh_window_init(MshWindow *window, int device_fd, const MshMemory *memory,
-                    const MshViews *views, MshCounters *counters, MshError *error);
+int msh_window_init(MshWindow *window, int device_fd, const MshPagemap *pagemap,
+                    const MshMemory *memory, const MshViews *views, MshCounters *counters,
+                    MshError *error);
 void msh_window_fini(MshWindow *window);
 
-/* Opens one window for as many of the candidates (sorted, one a frame), from the first on, as fit, and
- * closes it. Returns how many are done with, at least one. Slots that were not mapped after all are
- * written to ret_returned, which has room for count. If it cannot be closed properly the userfaultfd is
- * given up (msh_window_works): no page is lost, but no window may be opened again. */
+/* Opens one window for as many of the candidates (sorted, one a frame), from the first on, as fit,
+ * and closes it. Returns how many are done with, at least one. Slots that were not mapped after all
+ * are written to ret_returned, which has room for count. If it cannot be closed properly the
+ * userfaultfd is given up (msh_window_works): no page is lost, but no window may be opened again.
+ */
 size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
                         MshSlot *ret_returned, size_t *ret_returned_count);
 

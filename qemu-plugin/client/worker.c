@@ -102,8 +102,8 @@ static void on_match(void *opaque, uint32_t frame, MshSlot slot)
         msh_worker_return_slots(engine, &slot, 1);
 }
 
-/* The page was present a moment ago, when it was visited; asking the kernel once more for each one would
- * cost more than the copy. */
+/* The page was present a moment ago, when it was visited; asking the kernel once more for each one
+ * would cost more than the copy. */
 static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
 {
     MshEngine *engine = opaque;
@@ -142,15 +142,15 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
     int result = 0;
     pthread_mutex_lock(&engine->memory_lock);
     if (!engine->has_window) {
-        result = msh_window_init(&engine->window, device_fd, &engine->memory, &engine->views,
-                                 &engine->counters, &error);
+        result = msh_window_init(&engine->window, device_fd, &engine->scan.pagemap, &engine->memory,
+                                 &engine->views, &engine->counters, &error);
         engine->has_window = result == 0;
         if (result == 0)
             msh_track_init(&engine->scan.track, &engine->window.uffd, &engine->scan.pagemap,
                            &engine->counters);
         if (result == 0) {
-            result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->views,
-                                      &engine->counters, &error);
+            result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->scan.pagemap,
+                                      &engine->views, &engine->counters, &error);
             engine->has_rebuild = result == 0;
         }
     }
@@ -167,7 +167,8 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
     if (engine->had_store)
         forget_moving(engine);
     engine->is_moving = engine->had_store; /* and the old one's memory is to come back */
-    engine->scan.wants_anew = engine->had_store; /* this store has heard nothing of what was sighted */
+    engine->scan.wants_anew =
+        engine->had_store; /* this store has heard nothing of what was sighted */
     engine->had_store = true;
     return 0;
 }
@@ -255,7 +256,8 @@ static bool budget_is_back(MshEngine *engine)
     return true;
 }
 
-/* The table has forgotten sightings: make them again, but not for ever if it is too small for them. */
+/* The table has forgotten sightings: make them again, but not for ever if it is too small for them.
+ */
 static void note_missed(MshEngine *engine, uint32_t missed)
 {
     uint64_t now_ns = msh_engine_now_ns();
@@ -290,10 +292,10 @@ static void end_pass(MshEngine *engine)
         engine->scan.wants_anew = true;
     MshAccount account;
     if (engine->exchange->verbs->account(engine->exchange, &account)) {
-        /* Of a store that is gone nobody tells who shares: its pages save nothing, for all we know. */
+        /* Of a store that is gone nobody tells who shares: its pages save nothing, for all we know.
+         */
         msh_gauge(&engine->counters.store_cost_bytes,
-                  account.cost_bytes +
-                      msh_pages_to_bytes(msh_views_leaving_pages(&engine->views)));
+                  account.cost_bytes + msh_pages_to_bytes(msh_views_leaving_pages(&engine->views)));
         note_missed(engine, account.missed);
     }
     msh_gauge(&engine->counters.pass_end_ns, msh_engine_now_ns());
@@ -347,7 +349,8 @@ static bool poll_exchange(MshEngine *engine)
     bool is_connected = engine->exchange->verbs->poll(engine->exchange);
     atomic_store(&engine->is_connected, is_connected);
     atomic_store(&engine->protocol, engine->exchange->protocol);
-    msh_text_set(&engine->texts, &engine->exchange_reason, is_connected ? NULL : engine->exchange->why);
+    msh_text_set(&engine->texts, &engine->exchange_reason,
+                 is_connected ? NULL : engine->exchange->why);
     return is_connected;
 }
 
@@ -425,8 +428,8 @@ static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
         msh_pace_set_rate(&pacing->pages, pacing->rate = rate, MSH_SCAN_BLOCK_PAGES, now_ns);
     if (cpu_rate != pacing->cpu_rate)
         msh_pace_set_rate(&pacing->cpu, pacing->cpu_rate = cpu_rate, SECOND_NS / 100, now_ns);
-    /* The window thread is never throttled itself: it gets its work from here, and what it spends on that
-     * delays the next. */
+    /* The window thread is never throttled itself: it gets its work from here, and what it spends
+     * on that delays the next. */
     uint64_t cpu_ns = thread_cpu_ns(pthread_self()) + thread_cpu_ns(engine->window_thread);
     msh_pace_spend(&pacing->cpu, cpu_ns - pacing->cpu_spent_ns, now_ns);
     pacing->cpu_spent_ns = cpu_ns;
@@ -437,8 +440,8 @@ static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
     return pages_ns > cpu_wait_ns ? pages_ns : cpu_wait_ns;
 }
 
-/* Whether more may be visited before the window thread has caught up. A pass begins when all that the last
- * one found is merged: it would only find it again. */
+/* Whether more may be visited before the window thread has caught up. A pass begins when all that
+ * the last one found is merged: it would only find it again. */
 static bool has_room(MshEngine *engine)
 {
     bool is_start = engine->scan.cursor_frame == 0;
@@ -490,8 +493,8 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
     if (!engine->visit.is_pass_end)
         return 0;
     end_pass(engine);
-    pacing->idle_ns = pacing->is_fruitful      ? 0
-                      : pacing->idle_ns == 0   ? IDLE_MIN_NS
+    pacing->idle_ns = pacing->is_fruitful             ? 0
+                      : pacing->idle_ns == 0          ? IDLE_MIN_NS
                       : pacing->idle_ns < IDLE_MAX_NS ? pacing->idle_ns * 2
                                                       : pacing->idle_ns;
     pacing->is_fruitful = false;

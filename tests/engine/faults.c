@@ -223,8 +223,11 @@ static int call_move(int fd, struct msh_uffdio_move *move)
     bool is_out = is_watched(move->src);
     if (!is_out && !is_watched(move->dst))
         return (int)syscall(SYS_ioctl, fd, MSH_UFFDIO_MOVE, move);
-    int error = pass(is_out ? MOVE_OUT : MOVE_IN, NULL);
+    bool is_half = false;
+    int error = pass(is_out ? MOVE_OUT : MOVE_IN, &is_half);
     if (error) {
+        if (is_half)
+            syscall(SYS_ioctl, fd, MSH_UFFDIO_MOVE, move);
         move->move = -error;
         return fail(error);
     }

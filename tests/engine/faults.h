@@ -36,7 +36,8 @@ void faults_watch(void *start, size_t length_bytes);
 /* Forgets plans, counts and gates, and lets all who wait pass. */
 void faults_reset(void);
 /* Of the calls from now on, after so many let times of them fail. half: they do part of their work
- * all the same, as the kernel's may: MAP_OVER unmaps its target, registrations are made. */
+ * all the same, as the kernel's may: MAP_OVER unmaps its target, registrations are made, pages
+ * move. */
 void faults_fail(int point, uint64_t after, uint64_t times, int error, int half);
 /* A byte is written just before the call after so many from now on, as if by a guest. */
 void faults_poke(int point, uint64_t after, void *address, int value);

@@ -7,7 +7,7 @@
  * at the end the whole region is compared. Runs of pages take turns at four kinds: three that
  * change between a dirty state and zeros or common contents, so that they are merged again and
  * again, and one that only ever changes. Every few writes go through the kernel, as a device's
- * would.
+ * would: with the page pinned, or as a read() does it.
  *
  * Also here: a thread that touches one page, whose sleep can be watched from outside.
  */
@@ -16,6 +16,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -39,12 +40,14 @@ typedef struct Writer {
     pthread_t thread;
     unsigned number;
     uint64_t turns, sequence, writes;
+    int pipe[2];
 } Writer;
 
 struct Torture {
     uint64_t *pages, *shadow;
     size_t page_count;
     unsigned writer_count, burst;
+    bool pins;
     _Atomic bool stop;
     _Atomic uint64_t lost, writes;
     Writer writer[16];
@@ -60,14 +63,27 @@ static uint64_t common_word(size_t page, size_t word)
     return (contents + 1) * 0x9e3779b97f4a7c15ull + word;
 }
 
+/* A write is gone, or something came that nobody wrote: where and what, for whoever looks for the
+ * cause. */
+static void note_lost(Torture *torture, const char *when, size_t page, uint64_t known,
+                      uint64_t seen)
+{
+    torture->lost++;
+    fprintf(stderr, "lost: written page %zu, %s a write: expected %#llx, seen %#llx\n", page, when,
+            (unsigned long long)known, (unsigned long long)seen);
+}
+
 static void put(Writer *writer, uint64_t *at, uint64_t value)
 {
-    if (writer->writes % KERNEL_WRITE_EVERY == 0) {
-        struct iovec from = {&value, sizeof value}, to = {at, sizeof value};
+    struct iovec from = {&value, sizeof value}, to = {at, sizeof value};
+    if (writer->writes % KERNEL_WRITE_EVERY != 0) {
+        *(volatile uint64_t *)at = value;
+    } else if (writer->torture->pins) {
         if (process_vm_writev(getpid(), &from, 1, &to, 1, 0) != sizeof value)
             abort();
-    } else {
-        *(volatile uint64_t *)at = value;
+    } else if (write(writer->pipe[1], &value, sizeof value) != sizeof value ||
+               read(writer->pipe[0], at, sizeof value) != sizeof value) {
+        abort();
     }
 }
 
@@ -83,9 +99,19 @@ static void write_once(Writer *writer)
     size_t word = page * 37 % PAGE_WORDS;
     uint64_t *at = torture->pages + page * PAGE_WORDS + word;
     uint64_t *known = torture->shadow + page * PAGE_WORDS + word;
-    if (*(volatile uint64_t *)at != *known) {
-        torture->lost++;
-        *known = *(volatile uint64_t *)at;
+    uint64_t seen = *(volatile uint64_t *)at;
+    if (seen != *known) {
+        note_lost(torture, "before", page, *known, seen);
+        *known = seen;
+    }
+    /* And one that is not written to: what takes its place may be all wrong but for the write
+     * itself. */
+    size_t other = (word + 1 + writer->writes % (PAGE_WORDS - 1)) % PAGE_WORDS;
+    seen = ((volatile uint64_t *)torture->pages)[page * PAGE_WORDS + other];
+    uint64_t other_known = torture->shadow[page * PAGE_WORDS + other];
+    if (seen != other_known) {
+        note_lost(torture, "besides", page, other_known, seen);
+        torture->shadow[page * PAGE_WORDS + other] = seen;
     }
     uint64_t common = common_word(page, word);
     bool goes_back = kind < 3 && *known != common;
@@ -93,8 +119,9 @@ static void write_once(Writer *writer)
     put(writer, at, value);
     *known = value;
     writer->writes++;
-    if (*(volatile uint64_t *)at != value)
-        torture->lost++;
+    seen = *(volatile uint64_t *)at;
+    if (seen != value)
+        note_lost(torture, "after", page, value, seen);
 }
 
 static void *writer_main(void *opaque)
@@ -109,13 +136,15 @@ static void *writer_main(void *opaque)
     return NULL;
 }
 
-Torture *torture_start(void *base, size_t page_count, unsigned writer_count, unsigned burst)
+Torture *torture_start(void *base, size_t page_count, unsigned writer_count, unsigned burst,
+                       int pins)
 {
     Torture *torture = calloc(1, sizeof *torture);
     torture->pages = base;
     torture->page_count = page_count;
     torture->writer_count = writer_count;
     torture->burst = burst;
+    torture->pins = pins;
     torture->shadow = malloc(page_count * PAGE_BYTES);
     for (size_t page = 0; page < page_count; page++)
         for (size_t word = 0; word < PAGE_WORDS; word++)
@@ -124,7 +153,7 @@ Torture *torture_start(void *base, size_t page_count, unsigned writer_count, uns
     for (unsigned i = 0; i < writer_count; i++) {
         Writer *writer = &torture->writer[i];
         *writer = (Writer){.torture = torture, .number = i};
-        if (pthread_create(&writer->thread, NULL, writer_main, writer))
+        if (pipe(writer->pipe) || pthread_create(&writer->thread, NULL, writer_main, writer))
             abort();
     }
     return torture;
@@ -151,13 +180,27 @@ uint64_t torture_wrong_bytes(const Torture *torture)
 {
     const uint8_t *is = (const uint8_t *)torture->pages, *known = (const uint8_t *)torture->shadow;
     uint64_t wrong = 0;
-    for (size_t i = 0; i < torture->page_count * PAGE_BYTES; i++)
-        wrong += is[i] != known[i];
+    for (size_t page = 0; page < torture->page_count; page++) {
+        uint64_t wrong_before = wrong;
+        for (size_t i = page * PAGE_BYTES; i < (page + 1) * PAGE_BYTES; i++)
+            wrong += is[i] != known[i];
+        if (wrong > wrong_before)
+            fprintf(stderr,
+                    "lost: written page %zu, at the end: %llu bytes; its word 0: expected %#llx, "
+                    "seen %#llx\n",
+                    page, (unsigned long long)(wrong - wrong_before),
+                    (unsigned long long)torture->shadow[page * PAGE_WORDS],
+                    (unsigned long long)torture->pages[page * PAGE_WORDS]);
+    }
     return wrong;
 }
 
 void torture_free(Torture *torture)
 {
+    for (unsigned i = 0; i < torture->writer_count; i++) {
+        close(torture->writer[i].pipe[0]);
+        close(torture->writer[i].pipe[1]);
+    }
     free(torture->shadow);
     free(torture);
 }

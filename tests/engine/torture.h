@@ -9,8 +9,12 @@
 typedef struct Torture Torture;
 typedef struct Touch Touch;
 
-/* Fills the region and starts the writers; each rests after a burst of so many writes. */
-Torture *torture_start(void *base, size_t page_count, unsigned writer_count, unsigned burst);
+/* Fills the region and starts the writers; each rests after a burst of so many writes. pins: the
+ * kernel pins a page while it writes to it. Not for an engine that was told that nothing is pinned,
+ * and not for memory that is swapped out: a reader may see the page as it was before, while the
+ * kernel puts off the flush of its TLB (seen without any engine). */
+Torture *torture_start(void *base, size_t page_count, unsigned writer_count, unsigned burst,
+                       int pins);
 uint64_t torture_lost(const Torture *torture);
 uint64_t torture_writes(const Torture *torture);
 /* Stops the writers. */

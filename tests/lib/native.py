@@ -34,10 +34,10 @@ def _load(name: str) -> tuple[cffi.FFI, Any]:
 class Torture:
     """Writers that race with the engine for the pages of a region."""
 
-    def __init__(self, address: int, pages: int, *, writers: int, burst: int) -> None:
+    def __init__(self, address: int, pages: int, *, writers: int, burst: int, pins: bool) -> None:
         self._ffi, self._lib = _load("torture")
         base = self._ffi.cast("void *", address)
-        self._torture = self._lib.torture_start(base, pages, writers, burst)
+        self._torture = self._lib.torture_start(base, pages, writers, burst, pins)
 
     @property
     def lost(self) -> int:

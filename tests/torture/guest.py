@@ -96,7 +96,9 @@ class Guest:
         self._engine = Engine(socket, nothing_pinned=not has_io)
         for memory in (self._written, self._chore, self._discard):
             self._engine.register(memory.buffer)
-        self._torture = Torture(self._written.address, WRITTEN_PAGES, writers=WRITERS, burst=20)
+        self._torture = Torture(
+            self._written.address, WRITTEN_PAGES, writers=WRITERS, burst=20, pins=False
+        )
         self._engine.start()
 
     def run(self) -> None:
