@@ -56,7 +56,7 @@ def race(
         return race_for(memory, kind, sabotage, slept, failures, deadline_seconds)
 
 
-def race_for(  # noqa: PLR0913 - what race() was told
+def race_for(
     memory: Memory,
     kind: str,
     sabotage: list[str],
