@@ -149,11 +149,21 @@ static Span *span_for(Plan *plan, MshRegion *region, uint32_t page, uint32_t pag
     return span;
 }
 
-/* Whether the process may have the mappings that replacing a run of pages can add. I11 */
-static bool budget_allows(const MshWindow *window, size_t runs)
+/* Mappings that a run of so many pages must leave to longer ones: each run costs the same, however much
+ * it saves. */
+static uint64_t kept_for_longer(size_t length, uint64_t limit)
 {
+    enum { SHORT_PAGES = 4, LONG_PAGES = 16 };
+    return length < SHORT_PAGES ? limit / 4 : length < LONG_PAGES ? limit / 8 : 0;
+}
+
+/* Whether the process may have the mappings that replacing runs of pages can add, the last of them of this
+ * length. I11 */
+static bool budget_allows(const MshWindow *window, size_t runs, size_t length)
+{
+    uint64_t limit = msh_read(&window->counters->mappings_limit);
     return msh_read(&window->counters->mappings) + 2 * runs + SPANS_MAX * 2 <=
-           msh_read(&window->counters->mappings_limit);
+           limit - kept_for_longer(length, limit);
 }
 
 /* Brings the slots' pages in, which may have been swapped out: inside the window that would make
@@ -214,9 +224,9 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
         if (!is_zero)
             view = msh_views_of(window->views, (MshSlot){first->slot});
         size_t length = msh_run_length(first, count - at, RUN_PAGES);
-        bool is_affordable = is_zero || budget_allows(window, plan->runs + 1);
+        bool is_affordable = is_zero || budget_allows(window, plan->runs + 1, length);
         if (!is_affordable)
-            atomic_store(&window->is_over_budget, true);
+            atomic_store(&window->refused_at, msh_read(&window->counters->mappings));
         bool take = region && (is_zero || view) && is_affordable;
         /* The end of a run that reaches a page of another kind, or of another region, waits. */
         uint32_t fit = take ? fitting_pages(region, page, length) : 0;

@@ -245,14 +245,15 @@ static void close_spent_views(MshEngine *engine)
     pthread_mutex_unlock(&engine->memory_lock);
 }
 
-/* Whether pages that could not be merged for want of mappings may be proposed once more. */
+/* Whether pages that could not be merged for want of mappings may be proposed once more: when there are
+ * fewer mappings than at the last refusal, or each pass would ask about the same pages again. */
 static bool budget_is_back(MshEngine *engine)
 {
     enum { ROOM = 1024 };
-    if (!atomic_load(&engine->window.is_over_budget) ||
-        msh_read(&engine->counters.mappings) + ROOM > msh_read(&engine->counters.mappings_limit))
+    uint64_t refused_at = atomic_load(&engine->window.refused_at);
+    if (msh_read(&engine->counters.mappings) + ROOM > refused_at)
         return false;
-    atomic_store(&engine->window.is_over_budget, false);
+    atomic_store(&engine->window.refused_at, 0);
     return true;
 }
 

@@ -293,7 +293,8 @@ def test_a_ceiling_limits_the_mode_and_says_why(memory: Memory) -> None:
         assert is_shared(engine, PAGES // 2)
 
 
-def test_I11_mappings_stay_within_the_budget() -> None:
-    """Some pages are shared, the rest stay private, and the engine's count is the kernel's."""
-    run = run_scenario("tests.engine.budget")
+@pytest.mark.parametrize("kind", ["scattered", "mixed"])
+def test_I11_mappings_stay_within_the_budget(kind: str) -> None:
+    """Some pages are shared, long runs first; the rest stay private; the engine's count is the kernel's."""
+    run = run_scenario("tests.engine.budget", kind)
     assert run.returncode == 0, run.stderr

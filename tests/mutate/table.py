@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant(
         name="budget-is-endless",
         file=WINDOW,
-        citation="can add. I11",
+        citation="length. I11",
         old="+ 2 * runs + SPANS_MAX * 2 <=",
         new="* 0 + runs * 0 <=",
         tests=("tests/engine/test_lifecycle.py::test_I11_mappings_stay_within_the_budget",),
