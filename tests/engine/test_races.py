@@ -47,7 +47,7 @@ def test_I1_no_write_is_lost_while_the_kernel_uses_the_page(kind: str) -> None:
     assert numbers["wrong_bytes"] == 0, numbers
     assert numbers["slept_faults"] >= SLEPT // 10, numbers
     assert numbers["compare_failures"] >= COMPARE_FAILURES // 50, numbers
-    assert numbers["zeroed_pages"] > 1000, numbers
+    assert numbers["zeroed_pages"] > 100, numbers
 
 
 def test_compare_then_map_loses_writes_and_is_noticed() -> None:
