@@ -128,6 +128,24 @@ void msh_grants_stats(const MshGrants *grants, MshGrantsStats *ret_stats)
     *ret_stats = grants->stats;
 }
 
+uint32_t msh_grants_filled(const MshGrants *grants, uint32_t segment)
+{
+    const Segment *of = segment_of(grants, segment);
+    return of ? of->filled : 0;
+}
+
+uint32_t msh_grants_live(const MshGrants *grants, uint32_t segment)
+{
+    const Segment *of = segment_of(grants, segment);
+    return of ? of->live : 0;
+}
+
+bool msh_grants_slot_is_live(const MshGrants *grants, MshSlot slot)
+{
+    const Segment *of = segment_of(grants, msh_slot_segment(slot));
+    return of && of->grants[msh_slot_position(slot)] > 0;
+}
+
 int msh_holder_new(MshGrants *grants, MshHolder **ret_holder)
 {
     MshHolder *holder = calloc(1, sizeof(*holder));

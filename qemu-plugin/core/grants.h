@@ -14,6 +14,8 @@
 #ifndef MSH_GRANTS_H
 #define MSH_GRANTS_H
 
+#include <stdbool.h>
+
 #include "memshare/units.h"
 
 typedef struct MshGrants MshGrants; /* of a group */
@@ -38,6 +40,12 @@ typedef struct MshGrantsStats {
 } MshGrantsStats;
 
 void msh_grants_stats(const MshGrants *grants, MshGrantsStats *ret_stats);
+
+/* Of one segment; 0: none of that number. */
+uint32_t msh_grants_filled(const MshGrants *grants, uint32_t segment);
+uint32_t msh_grants_live(const MshGrants *grants, uint32_t segment);
+/* Whether anybody holds a grant on the slot. */
+bool msh_grants_slot_is_live(const MshGrants *grants, MshSlot slot);
 
 int msh_holder_new(MshGrants *grants, MshHolder **ret_holder);
 /* Gives all back first. NULL is fine. emptied, unless NULL, is called for each segment that has no

@@ -157,6 +157,19 @@ static bool segment_is_gone(const void *shelf, uint32_t segment)
     return !msh_shelf_keeps(shelf, segment);
 }
 
+/* To every member that was shown the segment. */
+static void tell_knowers(MshGroup *group, uint32_t segment,
+                         void (*event)(void *opaque, MshMember *member, uint32_t segment))
+{
+    for (uint32_t id = 0; event && id < group->ids_end; id++) {
+        if (msh_shelf_knowers(group->shelf, segment) == 0)
+            return;
+        MshMember *member = group->members[id];
+        if (member && msh_member_was_shown(member, segment))
+            event(group->events.opaque, member, segment);
+    }
+}
+
 /* The segment has no grant left: nothing may match there again, and its memory may go. */
 static void retire(void *opaque, uint32_t segment)
 {
@@ -167,21 +180,21 @@ static void retire(void *opaque, uint32_t segment)
         msh_table_drop_slots(group->table, segment_is_gone, group->shelf);
         msh_shelf_swept(group->shelf);
     }
-    if (!group->events.retired)
+    tell_knowers(group, segment, group->events.retired);
+}
+
+/* Empties the segment if it is time: once, when a grant there has ended or its filling has. */
+static void consider(MshGroup *group, uint32_t segment)
+{
+    if (!msh_shelf_wants_emptying(group->shelf, segment))
         return;
-    for (uint32_t id = 0; id < group->ids_end; id++) {
-        if (msh_shelf_knowers(group->shelf, segment) == 0)
-            return;
-        MshMember *member = group->members[id];
-        if (member && msh_member_was_shown(member, segment))
-            group->events.retired(group->events.opaque, member, segment);
-    }
+    msh_shelf_empty(group->shelf, segment);
+    tell_knowers(group, segment, group->events.emptying);
 }
 
 enum { MSH_E_WRONG_BYTES = 1 };
 
-/* Puts the page into the store. 0 · MSH_E_WRONG_BYTES · -ENOSPC and others: there is no room. */
-static int store_page(MshGroup *group, uint64_t hash, const void *page, MshSlot *ret_slot)
+static int stage_and_commit(MshGroup *group, uint64_t hash, const void *page, MshSlot *ret_slot)
 {
     const void *staged;
 
@@ -197,11 +210,33 @@ static int store_page(MshGroup *group, uint64_t hash, const void *page, MshSlot 
     return msh_shelf_commit(group->shelf, ret_slot);
 }
 
-/* What the table knows, less what is no longer true. */
+/* Puts the page into the store. 0 · MSH_E_WRONG_BYTES · -ENOSPC and others: there is no room. */
+static int store_page(MshGroup *group, uint64_t hash, const void *page, MshSlot *ret_slot)
+{
+    uint32_t filled_before = msh_shelf_filling(group->shelf);
+    int r = stage_and_commit(group, hash, page, ret_slot);
+    if (filled_before != msh_shelf_filling(group->shelf))
+        consider(group, filled_before); /* it was spared as long as it was filled */
+    return r;
+}
+
+/* Whether it is a slot of a segment that is being emptied, and somebody shares it: that it has been
+ * seen twice is known, so the first who sights it is asked for its bytes, be it for its only page.
+ */
+static bool is_moving(const MshGroup *group, MshFinding finding, const MshFound *found)
+{
+    return finding == MSH_FINDING_SLOT &&
+           msh_shelf_is_emptying(group->shelf, msh_slot_segment(found->slot)) &&
+           msh_grants_slot_is_live(group->grants, found->slot);
+}
+
+/* What the table knows, less what is no longer true. In a segment that is being emptied nothing is
+ * matched any more. */
 static MshFinding still_true(const MshGroup *group, MshFinding finding, const MshFound *found)
 {
     if (finding == MSH_FINDING_SLOT &&
-        !msh_shelf_keeps(group->shelf, msh_slot_segment(found->slot)))
+        (!msh_shelf_keeps(group->shelf, msh_slot_segment(found->slot)) ||
+         msh_shelf_is_emptying(group->shelf, msh_slot_segment(found->slot))))
         return MSH_FINDING_NONE;
     if (finding == MSH_FINDING_SIGHTING) {
         const MshMember *first = group->members[found->first.member];
@@ -259,6 +294,8 @@ MshMember *msh_group_leave(MshMember *member)
             msh_shelf_forgotten(group->shelf, i);
     }
     msh_holder_free(member->holder, retire, group); /* I6 */
+    for (uint32_t i = 0; i < msh_shelf_numbers_end(group->shelf); i++)
+        consider(group, i);
     free(member->shown);
     free(member);
     return NULL;
@@ -317,6 +354,8 @@ MshAnswer msh_group_sight(MshMember *member, uint64_t hash, MshFrame frame, MshS
         msh_table_expect(group->table, group->frames);
     }
     MshFinding finding = msh_table_sight(group->table, hash, sighting, &found);
+    if (is_moving(group, finding, &found))
+        return may_hold_more(member) ? MSH_ANSWER_PROVIDE : answer_full(member);
     switch (still_true(group, finding, &found)) {
     case MSH_FINDING_SLOT:
         return answer_match(member, found.slot, ret_slot);
@@ -353,11 +392,12 @@ MshAnswer msh_group_provide(MshMember *member, uint64_t hash, MshFrame frame, co
 
     group->stats.provides++;
     MshFinding finding = msh_table_find(group->table, hash, &found);
+    bool moves = is_moving(group, finding, &found);
     finding = still_true(group, finding, &found);
     if (finding == MSH_FINDING_SLOT) /* another was asked for it as well, and was faster */
         return answer_match(member, found.slot, ret_slot);
-    if (finding == MSH_FINDING_NONE ||
-        (found.first.member == member->id && found.first.frame.number == frame.number)) {
+    if (!moves && (finding == MSH_FINDING_NONE || (found.first.member == member->id &&
+                                                   found.first.frame.number == frame.number))) {
         group->stats.rejected_provides++; /* nobody asks for a page that was seen once */
         return MSH_ANSWER_NEW;
     }
@@ -372,7 +412,7 @@ MshAnswer msh_group_provide(MshMember *member, uint64_t hash, MshFrame frame, co
         return answer_full(member);
     msh_table_set_slot(group->table, hash, slot);
     MshAnswer answer = answer_match(member, slot, ret_slot);
-    if (answer == MSH_ANSWER_MATCH)
+    if (answer == MSH_ANSWER_MATCH && !moves)
         hint(group, found.first, slot);
     return answer;
 }
@@ -387,6 +427,8 @@ int msh_group_release(MshMember *member, MshSlot slot)
     member->group->stats.releases++;
     if (r == MSH_E_GRANTS_LAST)
         retire(member->group, msh_slot_segment(slot));
+    else
+        consider(member->group, msh_slot_segment(slot));
     return 0;
 }
 

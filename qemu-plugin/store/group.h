@@ -10,6 +10,9 @@
  *     rewrites its page meanwhile gains nothing.
  *   - A grant is counted before the answer that tells of it is returned. A wrong count wastes
  *     memory and cannot corrupt: slots are immutable (I3).
+ *   - A segment that is not filled any more and has less than half of its slots live is emptied: no
+ *     grant is given in it any more, and what is live there is asked for once more, of whoever
+ *     sights it first, to get a slot elsewhere. Grants held there stay good.
  *   - When a segment has no grant left it is retired: no new match names it, and the group's own
  *     mapping and descriptor go. Its slots are never used again (I4). Its number is used again only
  *     after every member that was shown it has forgotten it.
@@ -41,6 +44,9 @@ typedef struct MshGroupEvents {
     bool (*hint)(void *opaque, MshMember *member, MshFrame frame, MshSlot slot);
     /* The segment is retired; every member that was shown it should forget it. */
     void (*retired)(void *opaque, MshMember *member, uint32_t segment);
+    /* The segment is being emptied; every member that was shown it should sight what it has there
+     * again, and release it for what it is granted. Once, and before retired. */
+    void (*emptying)(void *opaque, MshMember *member, uint32_t segment);
     void *opaque;
 } MshGroupEvents;
 

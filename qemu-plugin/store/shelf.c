@@ -15,6 +15,7 @@ typedef struct Place {   /* of one number */
     MshSegment *segment; /* NULL unless kept */
     uint32_t shown;      /* members that know the number */
     bool unswept;
+    bool is_emptying; /* kept, and to have no new grants */
 } Place;
 
 struct MshShelf {
@@ -133,6 +134,38 @@ bool msh_shelf_retired(const MshShelf *shelf, uint32_t segment)
            !is_free(&shelf->places[segment]);
 }
 
+uint32_t msh_shelf_filling(const MshShelf *shelf)
+{
+    return shelf->filling ? msh_segment_id(shelf->filling) : MSH_SHELF_NONE;
+}
+
+/* The segment being filled is spared: it is short of live slots only because it is new, and what is
+ * moved goes there. */
+bool msh_shelf_wants_emptying(const MshShelf *shelf, uint32_t segment)
+{
+    if (!msh_shelf_keeps(shelf, segment) || shelf->places[segment].is_emptying ||
+        shelf->places[segment].segment == shelf->filling)
+        return false;
+    uint32_t live = msh_grants_live(shelf->grants, segment);
+    return live > 0 && 2 * live < msh_grants_filled(shelf->grants, segment);
+}
+
+void msh_shelf_empty(MshShelf *shelf, uint32_t segment)
+{
+    assert(msh_shelf_keeps(shelf, segment) && shelf->places[segment].segment != shelf->filling);
+    shelf->places[segment].is_emptying = true;
+}
+
+bool msh_shelf_is_emptying(const MshShelf *shelf, uint32_t segment)
+{
+    return msh_shelf_keeps(shelf, segment) && shelf->places[segment].is_emptying;
+}
+
+uint32_t msh_shelf_numbers_end(const MshShelf *shelf)
+{
+    return shelf->count;
+}
+
 void msh_shelf_retire(MshShelf *shelf, uint32_t segment)
 {
     Place *place = &shelf->places[segment];
@@ -143,6 +176,7 @@ void msh_shelf_retire(MshShelf *shelf, uint32_t segment)
     if (place->segment == shelf->filling)
         shelf->filling = NULL;
     place->segment = msh_segment_free(place->segment);
+    place->is_emptying = false;
     if (used_slots > 0) {
         place->unswept = true;
         shelf->unswept_segments++;

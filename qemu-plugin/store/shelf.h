@@ -2,9 +2,11 @@
 /*
  * The segments of a group, by number; one of them is being filled.
  *
- * A number goes FREE -> KEPT -> RETIRED -> FREE. From RETIRED on there is no MshSegment, but the
- * number waits until nobody can take an old slot for a new one of the same number (I4): until the
- * last member that was shown it has forgotten it, and the table has been swept of its slots.
+ * A number goes FREE -> KEPT -> RETIRED -> FREE. A kept segment that is not filled any more may be
+ * emptying: its grants stay, and nothing new is to be granted in it. From RETIRED on there is no
+ * MshSegment, but the number waits until nobody can take an old slot for a new one of the same
+ * number (I4): until the last member that was shown it has forgotten it, and the table has been
+ * swept of its slots.
  *
  * One thread: the one that owns the group.
  */
@@ -28,6 +30,20 @@ int msh_shelf_commit(MshShelf *shelf, MshSlot *ret_slot);
 /* Neither free nor retired. Stays false for a number that the table may know old slots of. */
 bool msh_shelf_keeps(const MshShelf *shelf, uint32_t segment);
 bool msh_shelf_retired(const MshShelf *shelf, uint32_t segment);
+
+/* No such segment. */
+#define MSH_SHELF_NONE UINT32_MAX
+/* The segment that the next slot goes to, unless it is full; MSH_SHELF_NONE: a new one. */
+uint32_t msh_shelf_filling(const MshShelf *shelf);
+
+/* Whether a kept segment that is not being filled is mostly dead: less than half of its slots have
+ * grants, but some do. True until it is emptying. */
+bool msh_shelf_wants_emptying(const MshShelf *shelf, uint32_t segment);
+/* From now on it is emptying, until it is retired. */
+void msh_shelf_empty(MshShelf *shelf, uint32_t segment);
+bool msh_shelf_is_emptying(const MshShelf *shelf, uint32_t segment);
+/* Numbers in use are below. */
+uint32_t msh_shelf_numbers_end(const MshShelf *shelf);
 
 /* Closes and unmaps a kept segment, which has no grants. */
 void msh_shelf_retire(MshShelf *shelf, uint32_t segment);

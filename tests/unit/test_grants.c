@@ -91,6 +91,29 @@ static void test_only_what_is_held_is_given_back(void **state)
     assert_int_equal(stats().slots_dead, 1);
 }
 
+static void test_filled_and_live_are_told_by_segment(void **state)
+{
+    (void)state;
+    msh_grants_add_segment(grants, 0);
+    msh_grants_add_segment(grants, 1);
+    MshSlot slot = filled(0), other = filled(0);
+    msh_holder_take(a, slot);
+    msh_holder_take(b, slot);
+    assert_int_equal(msh_grants_filled(grants, 0), 2);
+    assert_int_equal(msh_grants_live(grants, 0), 1);
+    assert_true(msh_grants_slot_is_live(grants, slot));
+    assert_false(msh_grants_slot_is_live(grants, other));
+    assert_int_equal(msh_grants_filled(grants, 1), 0);
+    assert_int_equal(msh_grants_filled(grants, 77), 0);
+    assert_int_equal(msh_grants_live(grants, 77), 0);
+    assert_false(msh_grants_slot_is_live(grants, (MshSlot){UINT32_MAX}));
+    msh_holder_give_back(a, slot);
+    assert_int_equal(msh_grants_live(grants, 0), 1);
+    msh_holder_give_back(b, slot);
+    assert_int_equal(msh_grants_live(grants, 0), 0);
+    assert_false(msh_grants_slot_is_live(grants, slot));
+}
+
 static void test_a_full_count_refuses_and_stays(void **state)
 {
     (void)state;
@@ -145,6 +168,7 @@ int main(void)
         TEST(test_I4_slots_fill_in_order_and_once),
         TEST(test_only_filled_slots_are_granted),
         TEST(test_only_what_is_held_is_given_back),
+        TEST(test_filled_and_live_are_told_by_segment),
         TEST(test_a_full_count_refuses_and_stays),
         TEST(test_I6_a_holder_that_goes_gives_all_back),
         TEST(test_a_page_is_split_and_dead_slots_too),
