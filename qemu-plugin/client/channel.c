@@ -198,6 +198,12 @@ static int receive_message(MshChannel *channel)
             channel->exchange.views->view[local]->retired = true;
         return 0;
     }
+    if (type == MSH_MESSAGE_EMPTYING && channel->phase == READY) {
+        if (msh_views_find(channel->exchange.views, message.segment.segment, &local) == 0 &&
+            msh_views_leave(channel->exchange.views, local))
+            channel->exchange.events.emptying(channel->exchange.events.opaque);
+        return 0;
+    }
     if (type == MSH_MESSAGE_REFUSED) {
         char why[MSH_TEXT_BYTES];
         snprintf(why, sizeof why, "the broker refused: %.160s", message.refused.reason);

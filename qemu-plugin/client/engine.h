@@ -62,8 +62,10 @@ struct MshEngine {
     uint8_t secret[MSH_SECRET_BYTES];
     uint64_t mappings_counted_ns;
     bool had_store;
-    bool is_moving;        /* pages of an earlier store are still to be asked about */
+    bool is_moving;        /* pages of views that leave are still to be asked about */
     uint32_t moving_frame; /* the next of them */
+    uint64_t moving_earliest_ns; /* when those that stayed may be asked about once more */
+    uint64_t moving_rest_ns;     /* and the rest before that */
     uint32_t missed; /* as the exchange last told */
     uint64_t anew_earliest_ns;
 

@@ -34,6 +34,9 @@ typedef struct MshExchangeEvents {
     int (*connected)(void *opaque, const uint8_t *secret, int device_fd);
     /* It is gone. Mappings stay, grants are void. */
     void (*disconnected)(void *opaque);
+    /* A view of it has begun to leave: what is mapped from there is to be sighted again. Grants
+     * stay. */
+    void (*emptying)(void *opaque);
     void *opaque;
 } MshExchangeEvents;
 

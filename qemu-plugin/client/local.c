@@ -58,6 +58,16 @@ static void on_retired(void *opaque, MshMember *member, uint32_t segment)
         local->exchange.views->view[number]->retired = true;
 }
 
+static void on_emptying(void *opaque, MshMember *member, uint32_t segment)
+{
+    (void)opaque;
+    MshLocal *local = msh_member_opaque(member);
+    uint32_t number;
+    if (msh_views_find(local->exchange.views, segment, &number) == 0 &&
+        msh_views_leave(local->exchange.views, number))
+        local->exchange.events.emptying(local->exchange.events.opaque);
+}
+
 static bool local_poll(MshExchange *exchange)
 {
     MshLocal *local = (MshLocal *)exchange;
@@ -141,7 +151,7 @@ int msh_local_new(const char *group, MshViews *views, const MshExchangeEvents *e
     if (!local)
         return msh_error_set(error, -ENOMEM, "out of memory");
     local->exchange = (MshExchange){.verbs = &verbs, .events = *events, .views = views};
-    MshGroupEvents group_events = {.hint = on_hint, .retired = on_retired};
+    MshGroupEvents group_events = {.hint = on_hint, .retired = on_retired, .emptying = on_emptying};
     int result = msh_group_new(group, &(MshGroupLimits){0}, &group_events, &local->group, error);
     if (result == 0) {
         result = msh_group_join(local->group, local, &local->member);

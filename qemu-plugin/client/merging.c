@@ -70,6 +70,7 @@ static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, siz
             returned[(*returned_count)++] = slot;
             continue;
         }
+        returned[(*returned_count)++] = old[i]; /* void where its source is gone */
         atomic_fetch_sub(&msh_views_of(&engine->views, old[i])->mapped_pages, 1);
         atomic_fetch_add(&msh_views_of(&engine->views, slot)->mapped_pages, 1);
         msh_region_become(region, page + i, MSH_PAGE_SHARED, slot.number, &engine->counters);

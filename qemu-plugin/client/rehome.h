@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Re-homing: SHARED pages are mapped from another slot of equal contents, without becoming private in
- * between: when their broker has been restarted, and the old store's memory is to come back.
+ * Re-homing: SHARED pages are mapped from another slot of equal contents, without becoming private
+ * in between: when their broker has been restarted, or their segment is emptied, and memory is to
+ * come back.
  *
- * Both slots are sealed, so they are compared in peace. Then the pages are write-protected: a writer
- * sleeps; what is still a clean page of the file is remapped, and all are woken. A page that was written
- * to before the protection stood is BROKEN and stays where it is (I1). Nothing is copied, so pinned
- * pages are no danger: whoever pins a page to write to it has broken it before.
+ * Both slots are sealed, so they are compared in peace. Then the pages are write-protected: a
+ * writer sleeps; what is still a clean page of the file is remapped, and all are woken. A page that
+ * was written to before the protection stood is BROKEN and stays where it is (I1). Nothing is
+ * copied, so pinned pages are no danger: whoever pins a page to write to it has broken it before.
  *
  * Threads: under the memory lock.
  */

@@ -100,12 +100,28 @@ void msh_views_new_source(MshViews *views)
             atomic_store(&views->view[local]->is_leaving, true);
 }
 
+bool msh_views_leave(MshViews *views, uint32_t local)
+{
+    return !atomic_exchange(&views->view[local]->is_leaving, true);
+}
+
 uint64_t msh_views_leaving_pages(const MshViews *views)
 {
     uint64_t pages = 0;
     for (uint32_t local = 0; local < MSH_VIEWS_MAX; local++) {
         const MshView *view = views->view[local];
         if (view && atomic_load(&((MshView *)view)->is_leaving))
+            pages += atomic_load(&((MshView *)view)->mapped_pages);
+    }
+    return pages;
+}
+
+uint64_t msh_views_lost_pages(const MshViews *views)
+{
+    uint64_t pages = 0;
+    for (uint32_t local = 0; local < MSH_VIEWS_MAX; local++) {
+        const MshView *view = views->view[local];
+        if (view && view->source != views->source)
             pages += atomic_load(&((MshView *)view)->mapped_pages);
     }
     return pages;

@@ -21,7 +21,7 @@ typedef struct MshView {
     uint32_t segment;  /* the number it has at its source */
     uint32_t source;   /* which store: counts connections to a broker */
     bool retired;      /* its source will not match it again */
-    _Atomic bool is_leaving; /* what is mapped from it shall be mapped from another: its source is gone */
+    _Atomic bool is_leaving;   /* what it maps shall move: its source is gone, or empties it */
     bool dont_fork, dont_dump; /* of the template */
     int fd;
     uint64_t size_bytes; /* of the file, when last looked: it only grows */
@@ -49,14 +49,18 @@ void msh_views_close_all(MshViews *views);
 /* From now on a new source numbers the segments; those of the old one get no new match, and leave. */
 void msh_views_new_source(MshViews *views);
 
+/* The same of view local alone: its source empties it. False: it leaves already. */
+bool msh_views_leave(MshViews *views, uint32_t local);
+
 static inline MshView *msh_views_of(const MshViews *views, MshSlot slot)
 {
     uint32_t local = msh_slot_segment(slot);
     return local < MSH_VIEWS_MAX ? views->view[local] : NULL;
 }
 
-/* Pages here that are mapped from views that leave. */
+/* Pages here that are mapped from views that leave; and from those of them whose source is gone. */
 uint64_t msh_views_leaving_pages(const MshViews *views);
+uint64_t msh_views_lost_pages(const MshViews *views);
 
 /* The slot's bytes, to read only. */
 static inline const uint8_t *msh_view_page(const MshView *view, MshSlot slot)

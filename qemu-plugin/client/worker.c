@@ -18,6 +18,9 @@
 #define IDLE_MIN_NS 20000000ull
 #define IDLE_MAX_NS 640000000ull
 #define ANEW_INTERVAL_NS (10 * SECOND_NS)
+/* Pages that did not move out of a view that leaves are asked about again, less and less often. */
+#define MOVING_REST_MIN_NS (10 * SECOND_NS)
+#define MOVING_REST_MAX_NS (640 * SECOND_NS)
 #define RECOUNT_MAPPINGS_NS (10 * SECOND_NS)
 /* How long a pass on a caller's thread waits for the store to come within reach. */
 #define CONNECT_PATIENCE_NS (2 * SECOND_NS)
@@ -135,6 +138,15 @@ static void forget_moving(MshEngine *engine)
     engine->moving_frame = 0;
 }
 
+/* From the first page on: a view has come to leave since some were passed over. */
+static void begin_moving(MshEngine *engine)
+{
+    engine->is_moving = true;
+    engine->moving_frame = 0;
+    engine->moving_rest_ns = MOVING_REST_MIN_NS;
+    engine->moving_earliest_ns = msh_engine_now_ns() + engine->moving_rest_ns;
+}
+
 static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
 {
     MshEngine *engine = opaque;
@@ -164,9 +176,10 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
     engine->scan.secret = engine->secret;
     engine->missed = 0;
     engine->anew_earliest_ns = 0;
-    if (engine->had_store)
+    if (engine->had_store) { /* and the old one's memory is to come back */
         forget_moving(engine);
-    engine->is_moving = engine->had_store; /* and the old one's memory is to come back */
+        begin_moving(engine);
+    }
     engine->scan.wants_anew =
         engine->had_store; /* this store has heard nothing of what was sighted */
     engine->had_store = true;
@@ -179,12 +192,18 @@ static void on_disconnected(void *opaque)
     engine->scan.secret = NULL;
 }
 
+static void on_emptying(void *opaque)
+{
+    begin_moving(opaque);
+}
+
 MshExchangeEvents msh_worker_events(MshEngine *engine)
 {
     return (MshExchangeEvents){.match = on_match,
                                .copy_page = on_copy_page,
                                .connected = on_connected,
                                .disconnected = on_disconnected,
+                               .emptying = on_emptying,
                                .opaque = engine};
 }
 
@@ -272,6 +291,21 @@ static void note_missed(MshEngine *engine, uint32_t missed)
         forget_moving(engine);
 }
 
+/* Pages may have stayed in a view that leaves for many reasons: no room for mappings or in the
+ * store, a broker that was slow, an engine that was held. The segment lives as long as any does. */
+static void retry_moving(MshEngine *engine)
+{
+    uint64_t now_ns = msh_engine_now_ns();
+    if (engine->is_moving || now_ns < engine->moving_earliest_ns ||
+        msh_views_leaving_pages(&engine->views) == 0)
+        return;
+    forget_moving(engine);
+    engine->is_moving = true;
+    if (engine->moving_rest_ns < MOVING_REST_MAX_NS)
+        engine->moving_rest_ns *= 2;
+    engine->moving_earliest_ns = now_ns + engine->moving_rest_ns;
+}
+
 static void settle(MshEngine *engine)
 {
     flush_returned(engine);
@@ -289,15 +323,18 @@ void msh_worker_settle(MshEngine *engine)
 static void end_pass(MshEngine *engine)
 {
     settle(engine);
-    if (atomic_exchange(&engine->wants_anew, false) || budget_is_back(engine))
+    if (atomic_exchange(&engine->wants_anew, false) || budget_is_back(engine)) {
         engine->scan.wants_anew = true;
+        engine->moving_earliest_ns = 0; /* what was to move may have been turned down as well */
+    }
     MshAccount account;
     if (engine->exchange->verbs->account(engine->exchange, &account)) {
         /* Of a store that is gone nobody tells who shares: its pages save nothing, for all we know.
          */
         msh_gauge(&engine->counters.store_cost_bytes,
-                  account.cost_bytes + msh_pages_to_bytes(msh_views_leaving_pages(&engine->views)));
+                  account.cost_bytes + msh_pages_to_bytes(msh_views_lost_pages(&engine->views)));
         note_missed(engine, account.missed);
+        retry_moving(engine);
     }
     msh_gauge(&engine->counters.pass_end_ns, msh_engine_now_ns());
     msh_count(&engine->counters.passes, 1);
@@ -330,7 +367,7 @@ static int scan_block(MshEngine *engine, uint32_t max_pages)
     return 0;
 }
 
-/* Asks about pages of a store that is gone, a block of them. False: there are no more. */
+/* Asks about pages of views that leave, a block of them. False: there are no more. */
 static bool move_block(MshEngine *engine)
 {
     pthread_mutex_lock(&engine->memory_lock);

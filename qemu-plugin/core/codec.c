@@ -23,6 +23,7 @@ static uint16_t length_of_type(uint16_t type)
     case MSH_MESSAGE_SEGMENT:
     case MSH_MESSAGE_RETIRED:
     case MSH_MESSAGE_FORGOTTEN:
+    case MSH_MESSAGE_EMPTYING:
         return sizeof(MshSegmentNotice);
     default:
         return 0;

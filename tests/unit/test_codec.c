@@ -39,6 +39,7 @@ static void test_every_type_goes_there_and_back(void **state)
         {MSH_MESSAGE_SEGMENT, sizeof(MshSegmentNotice)},
         {MSH_MESSAGE_RETIRED, sizeof(MshSegmentNotice)},
         {MSH_MESSAGE_FORGOTTEN, sizeof(MshSegmentNotice)},
+        {MSH_MESSAGE_EMPTYING, sizeof(MshSegmentNotice)},
     };
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         memset(&message, 0, sizeof(message));

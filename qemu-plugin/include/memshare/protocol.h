@@ -23,8 +23,9 @@
 #define MSH_PROTOCOL_MAGIC 0x3148534du /* "MSH1" */
 #define MSH_SECRET_BYTES 192u
 
-/* Feature bits: what the sender can do; in force is what both can. None is defined yet. */
-#define MSH_FEATURES 0ull
+/* Feature bits: what the sender can do; in force is what both can. */
+#define MSH_FEATURE_EMPTYING 1ull /* EMPTYING may be sent */
+#define MSH_FEATURES MSH_FEATURE_EMPTYING
 
 /*
  * Socket
@@ -36,6 +37,7 @@ typedef enum MshMessageType {
     MSH_MESSAGE_SEGMENT = 4,   /* broker: with the read-only descriptor of a segment */
     MSH_MESSAGE_RETIRED = 5,   /* broker: no grant is left in that segment and none will come */
     MSH_MESSAGE_FORGOTTEN = 6, /* client: it has closed and unmapped that retired segment */
+    MSH_MESSAGE_EMPTYING = 7, /* broker: no more grants there; sight again what is mapped from it */
 } MshMessageType;
 
 enum { /* descriptors of WELCOME */
@@ -73,7 +75,7 @@ typedef struct MshRefused {
     char reason[MSH_TEXT_BYTES];
 } MshRefused;
 
-typedef struct MshSegmentNotice { /* SEGMENT, RETIRED, FORGOTTEN */
+typedef struct MshSegmentNotice { /* SEGMENT, RETIRED, FORGOTTEN, EMPTYING */
     MshMessageHeader header;
     uint32_t segment;
     uint32_t reserved;
