@@ -283,12 +283,27 @@ bool msh_exchange_hint(void *opaque, MshMember *member, MshFrame frame, MshSlot 
     return may_be_served(session);
 }
 
-void msh_exchange_retired(void *opaque, MshMember *member, uint32_t segment)
+static void notify(MshMember *member, MshMessageType type, uint32_t segment)
 {
     MshSession *session = msh_member_opaque(member);
 
-    (void)opaque;
     if (may_be_served(session))
-        msh_session_sent(session,
-                         msh_outbox_send_retired(&session->outbox, session->socket.fd, segment));
+        msh_session_sent(
+            session, msh_outbox_send_notice(&session->outbox, session->socket.fd, type, segment));
+}
+
+void msh_exchange_retired(void *opaque, MshMember *member, uint32_t segment)
+{
+    (void)opaque;
+    notify(member, MSH_MESSAGE_RETIRED, segment);
+}
+
+/* A client that does not know the message keeps its grants there until it has no use for them. */
+void msh_exchange_emptying(void *opaque, MshMember *member, uint32_t segment)
+{
+    const MshSession *session = msh_member_opaque(member);
+
+    (void)opaque;
+    if (session->features & MSH_FEATURE_EMPTYING)
+        notify(member, MSH_MESSAGE_EMPTYING, segment);
 }

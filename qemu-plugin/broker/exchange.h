@@ -22,5 +22,6 @@ void msh_exchange_finish(MshSession *session);
 /* MshGroupEvents; opaque is the service. */
 bool msh_exchange_hint(void *opaque, MshMember *member, MshFrame frame, MshSlot slot);
 void msh_exchange_retired(void *opaque, MshMember *member, uint32_t segment);
+void msh_exchange_emptying(void *opaque, MshMember *member, uint32_t segment);
 
 #endif

@@ -94,7 +94,7 @@ static int welcome(const MshSession *session, const MshHello *hello, int ring_fd
 
     memset(&message, 0, sizeof(message)); /* padding too: it crosses to another process */
     message.welcome.version = (uint32_t)msh_protocol_choose(hello->oldest, hello->newest);
-    message.welcome.features = hello->features & MSH_FEATURES;
+    message.welcome.features = session->features;
     snprintf(message.welcome.group, sizeof(message.welcome.group), "%s",
              msh_group_name(service->group));
     memcpy(message.welcome.secret, msh_group_secret(service->group), MSH_SECRET_BYTES);
@@ -152,6 +152,7 @@ int msh_greeting_answer(MshSession *session, const MshHello *hello, MshError *er
         msh_error_set(error, result, "cannot join the group: %s", strerror(-result));
         goto fail;
     }
+    session->features = hello->features & MSH_FEATURES;
     result = welcome(session, hello, ring_fd, error);
     if (result < 0) {
         msh_group_leave(member);

@@ -11,8 +11,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* A client that leaves so many unread (256 GiB of store retired meanwhile) does not read at all. */
-#define RETIRED_MAX 4096
+/* A client that leaves so many unread (256 GiB of store emptied and retired meanwhile) does not
+ * read at all. */
+#define NOTICES_MAX 8192
 
 void msh_outbox_init(MshOutbox *outbox)
 {
@@ -23,13 +24,13 @@ void msh_outbox_fini(MshOutbox *outbox)
 {
     if (outbox->segment_fd >= 0)
         close(outbox->segment_fd);
-    free(outbox->retired);
+    free(outbox->notices);
     msh_outbox_init(outbox);
 }
 
 bool msh_outbox_is_empty(const MshOutbox *outbox)
 {
-    return outbox->segment_fd < 0 && outbox->retired_count == 0;
+    return outbox->segment_fd < 0 && outbox->notices_count == 0;
 }
 
 bool msh_outbox_keeps_a_segment(const MshOutbox *outbox)
@@ -75,11 +76,11 @@ static int post_segment(int socket_fd, uint32_t segment, int segment_fd)
     return msh_outbox_post(socket_fd, &message, MSH_MESSAGE_SEGMENT, &segment_fd, 1);
 }
 
-static int post_retired(int socket_fd, uint32_t segment)
+static int post_notice(int socket_fd, MshKeptNotice notice)
 {
-    MshMessage message = {.segment = {.segment = segment}};
+    MshMessage message = {.segment = {.segment = notice.segment}};
 
-    return msh_outbox_post(socket_fd, &message, MSH_MESSAGE_RETIRED, NULL, 0);
+    return msh_outbox_post(socket_fd, &message, notice.type, NULL, 0);
 }
 
 int msh_outbox_send_segment(MshOutbox *outbox, int socket_fd, uint32_t segment, int segment_fd)
@@ -98,21 +99,22 @@ int msh_outbox_send_segment(MshOutbox *outbox, int socket_fd, uint32_t segment, 
     return result;
 }
 
-int msh_outbox_send_retired(MshOutbox *outbox, int socket_fd, uint32_t segment)
+int msh_outbox_send_notice(MshOutbox *outbox, int socket_fd, MshMessageType type, uint32_t segment)
 {
+    MshKeptNotice notice = {type, segment};
     int result = -EAGAIN;
 
     if (msh_outbox_is_empty(outbox))
-        result = post_retired(socket_fd, segment);
+        result = post_notice(socket_fd, notice);
     if (result != -EAGAIN)
         return result;
-    if (outbox->retired == NULL) {
-        outbox->retired = calloc(RETIRED_MAX, sizeof(*outbox->retired));
-        assert(outbox->retired != NULL);
+    if (outbox->notices == NULL) {
+        outbox->notices = calloc(NOTICES_MAX, sizeof(*outbox->notices));
+        assert(outbox->notices != NULL);
     }
-    if (outbox->retired_count == RETIRED_MAX)
+    if (outbox->notices_count == NOTICES_MAX)
         return -EMSGSIZE;
-    outbox->retired[outbox->retired_count++] = segment;
+    outbox->notices[outbox->notices_count++] = notice;
     return -EAGAIN;
 }
 
@@ -128,14 +130,14 @@ int msh_outbox_flush(MshOutbox *outbox, int socket_fd)
         close(outbox->segment_fd);
         outbox->segment_fd = -1;
     }
-    while (result == 0 && sent < outbox->retired_count) {
-        result = post_retired(socket_fd, outbox->retired[sent]);
+    while (result == 0 && sent < outbox->notices_count) {
+        result = post_notice(socket_fd, outbox->notices[sent]);
         if (result == 0)
             sent++;
     }
-    outbox->retired_count -= sent;
-    if (outbox->retired_count > 0)
-        memmove(outbox->retired, outbox->retired + sent,
-                outbox->retired_count * sizeof(*outbox->retired));
+    outbox->notices_count -= sent;
+    if (outbox->notices_count > 0)
+        memmove(outbox->notices, outbox->notices + sent,
+                outbox->notices_count * sizeof(*outbox->notices));
     return result;
 }

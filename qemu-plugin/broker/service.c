@@ -44,7 +44,9 @@ int msh_service_new(MshBroker *broker, const char *name, MshError *error)
         .member_slots = MEMBER_SLOTS_MAX,
     };
     char path[MSH_SOCKET_PATH_BYTES];
-    MshGroupEvents events = {.hint = msh_exchange_hint, .retired = msh_exchange_retired};
+    MshGroupEvents events = {.hint = msh_exchange_hint,
+                             .retired = msh_exchange_retired,
+                             .emptying = msh_exchange_emptying};
     MshService *service;
     int result = msh_group_name_check(name, error);
 

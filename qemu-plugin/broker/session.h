@@ -35,6 +35,7 @@ struct MshSession {
     MshSessionState state;
     MshPeer peer; /* its pidfd is process.fd */
     char guest_name[MSH_NAME_BYTES];
+    uint64_t features; /* in force */
     MshSource socket;
     MshSource process;
     MshSource doorbell; /* the eventfd to_broker; edge-triggered and never read: see exchange.c */

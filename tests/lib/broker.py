@@ -182,6 +182,7 @@ class Client:
         self.version = 0
         self.segments: dict[int, int] = {}
         self.retired: list[int] = []
+        self.emptying: list[int] = []
         self.hints: list[Reply] = []
         self.ring: mmap.mmap
         self.descriptors: list[int] = []
@@ -207,13 +208,15 @@ class Client:
             raise RefusedError(wire.REFUSED.unpack(data)[3].split(b"\0")[0].decode())
         return MessageType(number), data, list(fds)
 
-    def hello(self, name: str = "test", oldest: int = 1, newest: int = 1) -> Self:
+    def hello(
+        self, name: str = "test", oldest: int = 1, newest: int = 1, features: int = 0
+    ) -> Self:
         """Greets; afterwards the ring is there."""
-        self.socket.send(wire.hello(name, oldest, newest))
+        self.socket.send(wire.hello(name, oldest, newest, features))
         kind, data, self.descriptors = self.receive()
         assert kind == MessageType.WELCOME
-        _, _, _, self.version, _, features, group, self.secret = wire.WELCOME.unpack(data)
-        assert features == 0
+        _, _, _, self.version, _, in_force, group, self.secret = wire.WELCOME.unpack(data)
+        assert in_force == features & wire.FEATURE_EMPTYING
         self.group = group.split(b"\0")[0].decode()
         assert len(self.descriptors) == 4
         self.ring = mmap.mmap(self.descriptors[1], wire.RING_BYTES)
@@ -232,13 +235,24 @@ class Client:
 
         wait_until(enough, f"{count} retired segments")
 
+    def wait_for_emptying(self, count: int) -> None:
+        """Takes messages until so many segments are emptied."""
+
+        def enough() -> bool:
+            self.take_messages()
+            return len(self.emptying) >= count
+
+        wait_until(enough, f"{count} segments that are emptied")
+
     def take_messages(self) -> None:
-        """Takes what the socket holds: segments and retirements."""
+        """Takes what the socket holds: segments, and what becomes of them."""
         while self.has_messages():
             kind, data, fds = self.receive()
             segment = wire.SEGMENT.unpack(data)[3]
             if kind == MessageType.SEGMENT:
                 (self.segments[segment],) = fds
+            elif kind == MessageType.EMPTYING:
+                self.emptying.append(segment)
             else:
                 assert kind == MessageType.RETIRED
                 self.retired.append(segment)

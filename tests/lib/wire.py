@@ -27,6 +27,8 @@ SEGMENT = struct.Struct("=IHHII")
 REQUEST = struct.Struct("=QIIHHI")
 REPLY = struct.Struct("=QIIH6x")
 
+FEATURE_EMPTYING = 1
+
 RING_ENTRIES = 4096
 RING_OUTSTANDING = 512
 RING_PAGES = 256
@@ -46,6 +48,7 @@ class MessageType(IntEnum):
     SEGMENT = 4
     RETIRED = 5
     FORGOTTEN = 6
+    EMPTYING = 7
 
 
 class RequestOp(IntEnum):
