@@ -41,6 +41,9 @@ ffi.cdef("""
     int msh_grants_remove_segment(MshGrants *, uint32_t segment);
     int msh_grants_fill(MshGrants *, uint32_t segment, MshSlot *);
     void msh_grants_stats(const MshGrants *, MshGrantsStats *);
+    uint32_t msh_grants_filled(const MshGrants *, uint32_t segment);
+    uint32_t msh_grants_live(const MshGrants *, uint32_t segment);
+    bool msh_grants_slot_is_live(const MshGrants *, MshSlot);
     int msh_holder_new(MshGrants *, MshHolder **);
     MshHolder *msh_holder_free(MshHolder *, void (*emptied)(void *, uint32_t), void *);
     int msh_holder_take(MshHolder *, MshSlot);
@@ -55,6 +58,7 @@ ffi.cdef("""
     typedef struct {
         bool (*hint)(void *, MshMember *, MshFrame, MshSlot);
         void (*retired)(void *, MshMember *, uint32_t segment);
+        void (*emptying)(void *, MshMember *, uint32_t segment);
         void *opaque;
     } MshGroupEvents;
     typedef struct {

@@ -98,6 +98,12 @@ class Grants(RuleBasedStateMachine):
         assert stats.grants == total.total()
         assert stats.slots_live == len(total)
         assert stats.slots_live + stats.slots_dead == sum(self.filled.values())
+        for segment in range(5):
+            live = sum(slot // SEGMENT_SLOTS == segment for slot in total)
+            assert lib.msh_grants_live(self.grants, segment) == live
+            assert lib.msh_grants_filled(self.grants, segment) == self.filled.get(segment, 0)
+            for slot in range(segment * SEGMENT_SLOTS, segment * SEGMENT_SLOTS + 8):
+                assert lib.msh_grants_slot_is_live(self.grants, (slot,)) == (slot in total)
         for holder, held in zip(self.holders, self.held, strict=True):
             assert lib.msh_holder_grants(holder) == held.total()
 

@@ -2,7 +2,10 @@
 """A whole group against a dict model: who is asked, matched, hinted and shown what."""
 
 import os
+import resource
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from core_binding import PAGE_BYTES, SEGMENT_SLOTS, ffi, lib
@@ -16,6 +19,18 @@ seats = st.integers(0, 2)
 pages = st.integers(0, 9).map(lambda n: bytes([n + 1]) * PAGE_BYTES)
 frames = st.integers(0, 3)
 segments = st.integers(0, 3)
+
+
+@contextmanager
+def memory_for(slots: int | None) -> Iterator[None]:
+    """A segment cannot grow beyond so many slots; None: no limit. Python ignores SIGXFSZ."""
+    before, ceiling = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if slots is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (slots * PAGE_BYTES, ceiling))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, ceiling))
 
 
 class Member:
@@ -37,14 +52,20 @@ class Group(RuleBasedStateMachine):
         self.contents: dict[int, bytes] = {}  # of every slot in segments that are not retired
         self.retired: dict[int, set[Member]] = {}  # and who has yet to forget it
         self.filling: int | None = None
+        self.emptying: set[int] = set()
         self.hints: list[tuple[Any, int, int]] = []
         self.retirements: list[tuple[Any, int]] = []
+        self.emptyings: list[tuple[Any, int]] = []
         self.events = ffi.new("MshGroupEvents *")
         self.on_hint = ffi.callback("bool(void *, MshMember *, MshFrame, MshSlot)", self.hinted)
         self.on_retired = ffi.callback(
             "void(void *, MshMember *, uint32_t)", lambda _, m, s: self.retirements.append((m, s))
         )
+        self.on_emptying = ffi.callback(
+            "void(void *, MshMember *, uint32_t)", lambda _, m, s: self.emptyings.append((m, s))
+        )
         self.events.hint, self.events.retired = self.on_hint, self.on_retired
+        self.events.emptying = self.on_emptying
         limits = ffi.new("MshGroupLimits *", (store_pages * PAGE_BYTES, 0, member_slots))
         handle = ffi.new("MshGroup **")
         assert lib.msh_group_new(b"property", limits, self.events, handle, ffi.NULL) == 0
@@ -83,44 +104,95 @@ class Group(RuleBasedStateMachine):
     def sight(self, seat: int, page: bytes, frame: int) -> None:
         member, hash, slot = self.members[seat], self.hash_of(page), ffi.new("MshSlot *")
         answer = lib.msh_group_sight(member.handle, hash, (frame,), slot)
+        if self.is_emptying(self.known.get(hash)) and not self.is_live(self.known[hash]):
+            del self.known[hash]
         known = self.known.setdefault(hash, (member, frame))
-        if isinstance(known, int):
+        if self.is_emptying(known):
+            assert answer == (PROVIDE if self.may_hold_more(member) else NEW)
+        elif isinstance(known, int):
             self.expect_match(member, answer, slot.number, known)
         elif known == (member, frame) or not self.may_hold_more(member):
             assert answer == NEW
         else:
             assert answer == PROVIDE
 
-    @rule(seat=seats, page=pages, frame=frames, sent=st.one_of(st.none(), pages))
-    def provide(self, seat: int, page: bytes, frame: int, sent: bytes | None) -> None:
+    @rule(count=st.integers(3, 6), kept=st.integers(1, 4))
+    def fill_and_close(self, count: int, kept: int) -> None:
+        """As chance rarely does: a segment that is filled no more, and few grants."""
+        for number in range(count + 1):
+            page = bytes([number + 1]) * PAGE_BYTES
+            self.sight(0, page, 0)
+            self.sight(1, page, 1)
+            self.provide(1, page, 1, None, is_short=number == count)
+        for seat in (0, 1):
+            for slot in sorted(+self.members[seat].held)[:1]:
+                self.show(seat, slot // SEGMENT_SLOTS)
+            self.release_many(seat, kept)
+
+    @rule(seat=seats, kept=st.integers(0, 2))
+    def release_many(self, seat: int, kept: int) -> None:
+        for _ in range(self.members[seat].held.total() - kept):
+            self.release(seat, 0, 0)
+
+    def is_emptying(self, known: tuple[Member, int] | int | None) -> bool:
+        return isinstance(known, int) and known // SEGMENT_SLOTS in self.emptying
+
+    def is_live(self, slot: Any) -> bool:
+        return any(member.held[slot] for member in self.members)
+
+    def kept_in(self, segment: int) -> set[int]:
+        return {slot for slot in self.contents if slot // SEGMENT_SLOTS == segment}
+
+    @rule(
+        seat=seats,
+        page=pages,
+        frame=frames,
+        sent=st.one_of(st.none(), pages),
+        is_short=st.integers(0, 9).map(lambda n: n == 0),
+    )
+    def provide(
+        self, seat: int, page: bytes, frame: int, sent: bytes | None, *, is_short: bool
+    ) -> None:
         member, hash, slot = self.members[seat], self.hash_of(page), ffi.new("MshSlot *")
         sent = page if sent is None else sent
         self.hints.clear()
-        answer = lib.msh_group_provide(member.handle, hash, (frame,), ffi.from_buffer(sent), slot)
+        self.emptyings.clear()
+        frontier = 0 if self.filling is None else len(self.kept_in(self.filling))
+        with memory_for(frontier if is_short else None):
+            answer = lib.msh_group_provide(
+                member.handle, hash, (frame,), ffi.from_buffer(sent), slot
+            )
         known = self.known.get(hash)
-        if isinstance(known, int):
+        if isinstance(known, int) and not self.is_emptying(known):
             self.expect_match(member, answer, slot.number, known)
         elif (
             known is None
             or known == (member, frame)
+            or (isinstance(known, int) and not self.is_live(known))
             or not self.may_hold_more(member)
             or 0 < self.store_pages <= len(self.contents)
             or self.hash_of(sent) != hash
         ):
             assert answer == NEW
+        elif is_short:
+            assert answer == NEW
+            closed, self.filling = self.filling, None
+            self.empty_what_is_mostly_dead(set() if closed is None else {closed})
         else:
             assert answer == MATCH
             self.slot_added(slot.number, sent)
             self.known[hash] = slot.number
             member.held[slot.number] += 1
-            self.expect_hint(*known, slot.number)
-            return
+            if not isinstance(known, int):
+                self.expect_hint(*known, slot.number)
+                return
         assert self.hints == []
 
     def slot_added(self, slot: int, page: bytes) -> None:
         segment, position = divmod(slot, SEGMENT_SLOTS)
-        kept = [s for s in self.contents if s // SEGMENT_SLOTS == segment]
+        kept = self.kept_in(segment)
         assert position == len(kept)  # I4: in order, none twice
+        assert segment == self.filling or not kept
         assert segment not in self.retired
         assert self.filling in (None, segment)
         self.filling = segment
@@ -139,16 +211,19 @@ class Group(RuleBasedStateMachine):
         held = sorted(+member.held)
         slot = held[pick % len(held)] if held else segment * SEGMENT_SLOTS + pick
         self.retirements.clear()
+        self.emptyings.clear()
         result = lib.msh_group_release(member.handle, (slot,))
         assert (result == 0) == (member.held[slot] > 0)
         if result == 0:
             member.held[slot] -= 1
         self.retire_what_is_empty({slot // SEGMENT_SLOTS})
+        self.empty_what_is_mostly_dead({slot // SEGMENT_SLOTS})
 
     @rule(seat=seats)
     def leave_and_join(self, seat: int) -> None:
         member = self.members[seat]
         self.retirements.clear()
+        self.emptyings.clear()
         lib.msh_group_leave(member.handle)
         self.members[seat] = self.join()
         self.known = {
@@ -159,6 +234,7 @@ class Group(RuleBasedStateMachine):
         for segment in list(self.retired):
             self.forgotten(segment, member)
         self.retire_what_is_empty({slot // SEGMENT_SLOTS for slot in self.contents})
+        self.empty_what_is_mostly_dead({slot // SEGMENT_SLOTS for slot in self.contents})
 
     def retire_what_is_empty(self, candidates: set[int]) -> None:
         total: Counter[int] = sum((m.held for m in self.members), Counter())
@@ -166,7 +242,8 @@ class Group(RuleBasedStateMachine):
         for segment in candidates & {slot // SEGMENT_SLOTS for slot in self.contents}:
             if any(slot // SEGMENT_SLOTS == segment for slot in +total):
                 continue
-            gone = {slot for slot in self.contents if slot // SEGMENT_SLOTS == segment}
+            gone = self.kept_in(segment)
+            self.emptying.discard(segment)
             self.contents = {s: page for s, page in self.contents.items() if s not in gone}
             self.known = {h: k for h, k in self.known.items() if k not in gone}
             self.filling = None if self.filling == segment else self.filling
@@ -175,6 +252,15 @@ class Group(RuleBasedStateMachine):
                 self.retired[segment] = knowers
             expected += [(m.handle, segment) for m in knowers]
         assert Counter(map(str, self.retirements)) == Counter(map(str, expected))
+
+    def empty_what_is_mostly_dead(self, candidates: set[int]) -> None:
+        expected = []
+        for segment in candidates - self.emptying - {self.filling}:
+            kept = self.kept_in(segment)
+            if 2 * sum(map(self.is_live, kept)) < len(kept):
+                self.emptying.add(segment)
+                expected += [(m.handle, segment) for m in self.members if segment in m.shown]
+        assert Counter(map(str, self.emptyings)) == Counter(map(str, expected))
 
     def forgotten(self, segment: int, member: Member) -> None:
         member.shown.discard(segment)
