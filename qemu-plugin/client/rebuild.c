@@ -141,7 +141,7 @@ static void copy_out(MshRebuild *rebuild, Site *site)
         const uint8_t *page = site->home + msh_pages_to_bytes(i);
         site->is_zero[i] = msh_page_is_zero(page);
         if (!site->is_zero[i])
-            memcpy(rebuild->copies + msh_pages_to_bytes(i), page, MSH_PAGE_BYTES);
+            msh_page_copy(rebuild->copies + msh_pages_to_bytes(i), page);
     }
 }
 

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fingerprint.h"
 #include "merging.h"
 #include "release.h"
 
@@ -117,10 +118,9 @@ static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
     MshSlot slot = {state == MSH_PAGE_SHARED ? region->word[page] : 0};
     bool is_there = state == MSH_PAGE_PRIVATE || state == MSH_PAGE_SHARED;
     if (is_there)
-        memcpy(destination,
-               state == MSH_PAGE_PRIVATE ? msh_region_address(region, page)
-                                         : msh_view_page(msh_views_of(&engine->views, slot), slot),
-               MSH_PAGE_BYTES);
+        msh_page_copy(destination, state == MSH_PAGE_PRIVATE
+                                       ? msh_region_address(region, page)
+                                       : msh_view_page(msh_views_of(&engine->views, slot), slot));
     pthread_mutex_unlock(&engine->memory_lock);
     return is_there;
 }

@@ -38,3 +38,8 @@ bool msh_page_is_zero(const void *page)
      */
     return memcmp(bytes, bytes + sizeof(zeros), MSH_PAGE_BYTES - sizeof(zeros)) == 0;
 }
+
+void msh_page_copy(void *destination, const void *page)
+{
+    memcpy(destination, page, MSH_PAGE_BYTES);
+}
