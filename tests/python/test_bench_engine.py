@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from tests.lib.broker import build_directory
 
-from memshare.bench import engine, frames
+from memshare.bench import engine, frames, rig
 from memshare.bench.frames import FrameCounter, Region
 from memshare.bench.workers import Worker
 from memshare.clients import procfs
@@ -22,6 +22,7 @@ from memshare.errors import MemshareError
 
 SIZE_BYTES = 4 << 20
 PAGES = SIZE_BYTES // 4096
+RUN_PAGES = {"scattered": 1, "runs4": 4, "runs8": 8, "runs16": 16}
 
 
 def worker(case: str, side: int, *, busy: bool = False) -> Worker:
@@ -35,7 +36,7 @@ def pages_of(region: Region) -> list[bytes]:
     return [data[at : at + 4096] for at in range(0, len(data), 4096)]
 
 
-@pytest.fixture(params=engine.CASES)
+@pytest.fixture(params=RUN_PAGES)
 def pair(request: pytest.FixtureRequest) -> Iterator[list[Worker]]:
     """Two filled regions of one case."""
     with ExitStack() as stack:
@@ -49,7 +50,7 @@ def test_mix_is_the_standard_one(pair: list[Worker], request: pytest.FixtureRequ
     first, second = (pages_of(one.region) for one in pair)
     zero = bytes(4096)
     common = {page for page in first if page != zero} & set(second)
-    run_pages = 16 if "runs16" in request.node.name else 1
+    run_pages = next(pages for case, pages in RUN_PAGES.items() if f"[{case}]" in request.node.name)
     for pages in (first, second):
         assert pages.count(zero) == PAGES // 4
         assert sum(page in common for page in pages) == len(common) == PAGES // 4
@@ -181,13 +182,13 @@ def test_a_run_that_does_not_converge_fails_its_case(capsys: pytest.CaptureFixtu
     ("text", "size"), [("1G", 1 << 30), ("64m", 64 << 20), ("1048576", 1 << 20)]
 )
 def test_size(text: str, size: int) -> None:
-    assert engine.parse_size(None, None, text) == size  # type: ignore[arg-type]
+    assert rig.parse_size(None, None, text) == size  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "G", "1.5G", "100K", "-1G", "0", "1048577"])
 def test_bad_size(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        engine.parse_size(None, None, text)  # type: ignore[arg-type]
+        rig.parse_size(None, None, text)  # type: ignore[arg-type]
 
 
 def test_program_that_is_not_built_is_named(tmp_path: Path) -> None:

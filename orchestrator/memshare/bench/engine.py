@@ -13,39 +13,40 @@ the look that saw it. A read of both regions follows, which checks their content
 what is charged to whom.
 """
 
-import os
-import platform
-import signal
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import click
 import msgspec
 
-from memshare.bench.frames import GROUP, FrameCounter
-from memshare.bench.oracle import PAGE_BYTES
+from memshare.bench.frames import FrameCounter
 from memshare.bench.progress import Progress
-from memshare.bench.workers import Worker, open_broker
+from memshare.bench.rig import (
+    Rig,
+    finish,
+    machine_facts,
+    many_mappings,
+    number,
+    oracle_pages,
+    parse_size,
+    session,
+    total_pages,
+)
+from memshare.bench.workers import Worker
 from memshare.cli import run
 from memshare.clients import ksm, procfs
-from memshare.errors import HostError, MeasurementError
+from memshare.errors import MeasurementError
 from memshare.render import Column, Unit, render_table
 
-SOURCE = Path(__file__).resolve().parents[3]
 CASES = ("runs16", "scattered")
 BAR_RATIO = {"runs16": 0.25}
 BAR_SIZE_BYTES = 1 << 30
 TARGET_RATIO = 0.99
 LIMIT_SECONDS = 180.0
-
-MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
-MAPPINGS = 1 << 20  # scattered needs a mapping for each common page and each gap
 
 # Full speed, and use_zero_pages as the kernel has it unless asked for: with it ksmd settles zero pages
 # without its trees.
@@ -107,59 +108,44 @@ class NotConvergedError(MeasurementError):
 class Bench:
     """What all runs have in common."""
 
-    def __init__(
-        self, build: Path, size_bytes: int, progress: Progress, *, zero_pages: bool
-    ) -> None:
-        """Remember where things are."""
-        self._worker = build / "tests" / "bench" / "region-worker"
-        self._broker = build / "qemu-plugin" / "broker" / "memshared"
-        self._size_bytes = size_bytes
+    def __init__(self, size_bytes: int, progress: Progress, *, zero_pages: bool) -> None:
+        """Remember what to run and how."""
+        self._rig = Rig(size_bytes, progress)
         self._progress = progress
         self._ksmd = ksm.ksmd_pid()
         self._knobs = {**KSM_KNOBS, "use_zero_pages": str(int(zero_pages))}
 
-    @contextmanager
-    def workers(self, label: str, case: str, *, busy: bool) -> Iterator[list[Worker]]:
-        """Two processes with filled regions."""
-        self._progress.update(f"{label}: filling two regions")
-        with ExitStack() as stack:
-            pair = [
-                stack.enter_context(Worker(self._worker, case, side, self._size_bytes, busy=busy))
-                for side in (0, 1)
-            ]
-            for worker in pair:
-                worker.ready()
-            yield pair
-
     def ours(self, label: str, case: str, *, busy: bool) -> Reached:
         """Share with engines and a broker until the oracle is reached."""
-        with self._engines(label, case, "content", busy=busy) as (pair, broker_pid, cpu_ns):
-            regions = [worker.region for worker in pair]
-            with FrameCounter(regions, broker_pid) as frames:
+        with self._rig.group(label, case, busy=busy) as group:
+            before_ns = group.cpu_ns()
+            group.start("content")
+            regions = [worker.region for worker in group.workers]
+            with FrameCounter(regions, group.broker_pid) as frames:
                 try:
-                    reached = self._watch(label, frames, cpu_ns)
+                    reached = self._watch(
+                        label, frames, group.workers, lambda: group.cpu_ns() - before_ns
+                    )
                 except NotConvergedError as error:
-                    words = "".join(f"; {worker.stats()}" for worker in pair)
+                    words = "".join(f"; {worker.stats()}" for worker in group.workers)
                     raise NotConvergedError("ours", error.fraction, words) from None
-            for worker in pair:
+            for worker in group.workers:
                 worker.ask("hold")
-            return reached._replace(reread_seconds=reread(pair))
+            return reached._replace(reread_seconds=reread(group.workers))
 
     def off(self, label: str, case: str, wall_seconds: float, *, busy: bool) -> float:
         """Return what engines in mode off cost in that time."""
-        with self._engines(label, case, "off", busy=busy) as (_, _, cpu_ns):
+        with self._rig.group(label, case, busy=busy) as group:
+            before_ns = group.cpu_ns()
+            group.start("off")
             self._progress.update(f"{label}: {wall_seconds:.1f} s in mode off")
             time.sleep(wall_seconds)
-            return cpu_ns() / 1e9
+            return (group.cpu_ns() - before_ns) / 1e9
 
     def ksmd(self, label: str, case: str, *, busy: bool) -> Reached:
         """Let ksmd merge until the oracle is reached."""
-        with self.workers(label, case, busy=busy) as pair:
-            if marked := ksm.processes_marked():
-                raise HostError(
-                    f"process {marked[0]} has memory marked for KSM, which ksmd would scan too",
-                    "stop it, or start QEMU with -machine mem-merge=off",
-                )
+        with self._rig.workers(label, case, busy=busy) as pair:
+            ksm.refuse_other_marks()
             ksm.write_knobs({**self._knobs, "run": ksm.RUN_STOP})
             for worker in pair:
                 worker.ask("ksm")
@@ -168,7 +154,7 @@ class Bench:
                 ksm.write_knobs({"run": ksm.RUN_MERGE})
                 try:
                     reached = self._watch(
-                        label, frames, lambda: procfs.cpu_ns(self._ksmd) - before_ns
+                        label, frames, pair, lambda: procfs.cpu_ns(self._ksmd) - before_ns
                     )
                 except NotConvergedError as error:
                     raise NotConvergedError("ksmd", error.fraction) from None
@@ -176,34 +162,16 @@ class Bench:
                     ksm.write_knobs({"run": ksm.RUN_STOP})
             return reached._replace(reread_seconds=reread(pair))
 
-    @contextmanager
-    def _engines(
-        self, label: str, case: str, mode: str, *, busy: bool
-    ) -> Iterator[tuple[list[Worker], int, Callable[[], int]]]:
-        """Start a broker and an engine in each process; also gives what these cost so far."""
-        with ExitStack() as stack:
-            folder = Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="memshare-bench-"))
-            )
-            folder.chmod(0o755)  # the broker, without capabilities, must reach its sockets
-            broker_pid = stack.enter_context(open_broker(self._broker, folder))
-            pair = stack.enter_context(self.workers(label, case, busy=busy))
-
-            def total_ns() -> int:
-                return procfs.cpu_ns(broker_pid) + sum(worker.cpu_ns() for worker in pair)
-
-            before_ns = total_ns()
-            for worker in pair:
-                worker.send(f"engine {folder / GROUP}.sock {mode}")
-            for worker in pair:
-                worker.take("engine")
-            yield pair, broker_pid, lambda: total_ns() - before_ns
-
-    def _watch(self, label: str, frames: FrameCounter, cpu_ns: Callable[[], int]) -> Reached:
+    def _watch(
+        self,
+        label: str,
+        frames: FrameCounter,
+        pair: Sequence[Worker],
+        cpu_ns: Callable[[], int],
+    ) -> Reached:
         """Look again and again until the target is reached; the caller adds the time to read."""
-        pages = 2 * self._size_bytes // PAGE_BYTES
-        # A quarter are zeros; of another quarter one side's half is left.
-        oracle = pages // 4 + pages // 8
+        pages = total_pages(pair)
+        oracle = oracle_pages(pages)
         start = time.monotonic()
         last_fraction, last_seconds = 0.0, 0.0
         while True:
@@ -297,9 +265,6 @@ def show(results: Sequence[Result]) -> None:
         Column("reread_ksm", "reread ksm s", Unit.COUNT),
     ]
 
-    def number(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
     records = [
         {
             "case": result.case,
@@ -317,53 +282,6 @@ def show(results: Sequence[Result]) -> None:
     render_table(columns, records, sys.stdout)
 
 
-@contextmanager
-def many_mappings() -> Iterator[None]:
-    """Allow enough mappings for the scattered case; put the limit back."""
-    before = MAX_MAP_COUNT.read_text()
-    try:
-        MAX_MAP_COUNT.write_text(str(MAPPINGS))
-        yield
-    finally:
-        MAX_MAP_COUNT.write_text(before)
-
-
-def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end it as Ctrl-C does; a second one does not disturb the clean-up."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(_number: int, _frame: object) -> NoReturn:
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in signals:
-        signal.signal(number, interrupt)
-
-
-def machine_facts() -> dict[str, object]:
-    """Where the figures come from."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in (procfs.PROC / "cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "kernel": platform.release(),
-        "cpu_model": f"{len(models)} x {models[0] if models else platform.machine()}",
-        "load_before": round(os.getloadavg()[0], 2),
-    }
-
-
-def parse_size(_context: click.Context, _parameter: click.Parameter, text: str) -> int:
-    """Take bytes with K, M or G."""
-    factor = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 1)
-    digits = text[:-1] if factor > 1 else text
-    if not digits.isdigit() or int(digits) * factor < 1 << 20 or int(digits) * factor % (1 << 18):
-        raise click.BadParameter(f"{text}: not at least 1M in steps of 256K")
-    return int(digits) * factor
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--case", "cases", type=click.Choice(CASES), multiple=True, help="Default: both.")
@@ -374,30 +292,15 @@ def main(
     *, json_file: Path | None, cases: Sequence[str], repeats: int, size: int, ksm_zero_pages: bool
 ) -> None:
     """Measure the engine against ksmd; exit 1 when a bar is missed or a case did not converge."""
-    if os.geteuid() != 0:
-        raise HostError("this needs root: it reads page tables and sets KSM's knobs")
-    end_on_signals()
-    build = Path(os.environ.get("MEMSHARE_BUILD", SOURCE / "build"))
-    if json_file:
-        json_file.unlink(missing_ok=True)  # an old one must not pass for this run's
-    facts = {**machine_facts(), "size_bytes": size, "ksm_use_zero_pages": ksm_zero_pages}
-    progress = Progress()
     results: list[Result] = []
-    try:
-        with ksm.preserved(), many_mappings():
-            bench = Bench(build, size, progress, zero_pages=ksm_zero_pages)
-            for case in cases or CASES:
-                for busy in (False, True):
-                    results.append(measure(bench, case, busy, repeats, facts))
-    finally:
-        progress.end()
+    with session(json_file) as progress, ksm.preserved(), many_mappings():
+        facts = {**machine_facts(), "size_bytes": size, "ksm_use_zero_pages": ksm_zero_pages}
+        bench = Bench(size, progress, zero_pages=ksm_zero_pages)
+        for case in cases or CASES:
+            for busy in (False, True):
+                results.append(measure(bench, case, busy, repeats, facts))
     show(results)
-    if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
-        print(f"written: {json_file}")
-    if problems := misses(results):
-        raise MeasurementError("; ".join(problems))
+    finish(results, json_file, misses(results))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import click
 import msgspec
 
-from memshare.bench.engine import SOURCE, end_on_signals, machine_facts, parse_size
+from memshare.bench.rig import SOURCE, end_on_signals, finish, machine_facts, parse_size
 from memshare.cli import run
 from memshare.errors import HostError, MeasurementError
 
@@ -153,12 +153,7 @@ def main(*, json_file: Path | None, cases: Sequence[str], seconds: int, size: in
     for case in cases or CASES:
         results.append(measure(program, case, seconds, {**machine_facts(), "size_bytes": size}))
         show(results[-1])
-    if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
-        print(f"written: {json_file}")
-    if problems := misses(results):
-        raise MeasurementError("; ".join(problems))
+    finish(results, json_file, misses(results))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes that `engine` measures: region-worker (tests/bench/region-worker.c) and the broker.
+"""Processes that measurements share memory of: region-worker (tests/bench/region-worker.c) and the broker.
 
 Each is fresh for each run, in a session of its own, so that Ctrl-C reaches only the benchmark, and
 ends with the benchmark even when that is killed.
