@@ -2,15 +2,17 @@
 """The kernel's own same-page merging: its knobs in /sys, its thread, whose memory it scans."""
 
 import fcntl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from memshare.clients import procfs
-from memshare.errors import HostError
+from memshare.errors import HostError, MeasurementError
 
 KSM = Path("/sys/kernel/mm/ksm")
 RUN_STOP, RUN_MERGE, RUN_UNMERGE = "0", "1", "2"
+SCAN_SECONDS_MAX = 300.0
 
 
 def read_knobs() -> dict[str, str]:
@@ -93,3 +95,57 @@ def processes_marked() -> list[str]:
         if "ksm_mergeable: yes" in lines or "ksm_merge_any: yes" in lines:
             found.append(f"{entry.name} ({name})")
     return found
+
+
+def refuse_other_marks() -> None:
+    """Raise where ksmd would scan memory of others."""
+    if marked := processes_marked():
+        raise HostError(
+            f"process {marked[0]} has memory marked for KSM, which ksmd would scan too",
+            "stop it, or start QEMU with -machine mem-merge=off",
+        )
+
+
+class FullScans:
+    """Has ksmd make one full scan at a time, without a rest inside it.
+
+    A batch ends with a full scan at the latest; so batches without bound are full scans. Between two, ksmd
+    sleeps for an hour, from which a change of sleep_millisecs wakes it. Within `preserved` only.
+    """
+
+    SLEEPS = ("3600000", "3600001")
+
+    def __init__(self, knobs: Mapping[str, str]) -> None:
+        """Set the other knobs; nothing is scanned yet."""
+        self.pid = ksmd_pid()
+        self._turn = 0
+        write_knobs({**knobs, "run": RUN_STOP})
+        write_knobs({"pages_to_scan": str(1 << 30), "sleep_millisecs": self.SLEEPS[0]})
+
+    def step(self) -> int:
+        """One full scan; CPU nanoseconds of ksmd."""
+        scans, before_ns = self._scans(), procfs.cpu_ns(self.pid)
+        deadline = time.monotonic() + SCAN_SECONDS_MAX
+        last_ns = before_ns
+        self._wake()
+        write_knobs({"run": RUN_MERGE})
+        looks = 0
+        while self._scans() == scans:
+            time.sleep(0.002)
+            looks += 1
+            if time.monotonic() > deadline:
+                raise MeasurementError(f"ksmd made no full scan in {SCAN_SECONDS_MAX:.0f} s")
+            if looks % 250 == 0:
+                if procfs.cpu_ns(self.pid) == last_ns:
+                    self._wake()  # it had not gone to sleep yet when it was woken
+                last_ns = procfs.cpu_ns(self.pid)
+        time.sleep(0.02)  # it tells that it is through, and then goes to sleep
+        return procfs.cpu_ns(self.pid) - before_ns
+
+    def _wake(self) -> None:
+        self._turn = 1 - self._turn
+        write_knobs({"sleep_millisecs": self.SLEEPS[self._turn]})
+
+    @staticmethod
+    def _scans() -> int:
+        return int((KSM / "full_scans").read_text())
