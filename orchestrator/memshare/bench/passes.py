@@ -60,7 +60,7 @@ def is_still(freed: Sequence[int], hashed: Sequence[int], pages: int) -> bool:
 def settle(rig: Rig, group: Group, label: str) -> float:
     """Make passes until nothing moves any more; the fraction of the oracle that was reached."""
     pages = total_pages(group.workers)
-    oracle = oracle_pages(pages)
+    oracle = oracle_pages(pages, len(group.workers))
     freed: list[int] = []
     hashed: list[int] = []
     with FrameCounter([worker.region for worker in group.workers], group.broker_pid) as frames:

@@ -92,12 +92,12 @@ class Rig:
             yield Group(workers, broker_pid, folder / "control.sock", folder / f"{GROUP}.sock")
 
 
-def oracle_pages(pages: int) -> int:
-    """How many pages of two regions of the mix can be freed. Pure.
+def oracle_pages(pages: int, processes: int = 2) -> int:
+    """How many pages of all regions of the mix can be freed. Pure.
 
-    A quarter are zeros; of another quarter one side's half is left.
+    A quarter are zeros; of another quarter one side's part is left.
     """
-    return pages // 4 + pages // 8
+    return pages // 4 + pages // 4 * (processes - 1) // processes
 
 
 def total_pages(workers: Sequence[Worker]) -> int:
