@@ -15,6 +15,8 @@
 #include "release.h"
 
 #define SECOND_NS 1000000000ull
+/* What the CPU limit must allow before a step is begun. */
+#define CPU_STEP_NS 1000000ull
 /* Passes that find nothing follow each other less and less closely. */
 #define IDLE_MIN_NS 20000000ull
 #define IDLE_MAX_NS 640000000ull
@@ -474,7 +476,11 @@ static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
     /* A slow rate is served in small steps, so that it is a rate and not a burst now and then. */
     uint64_t step = rate / 50 < MSH_SCAN_BLOCK_PAGES ? rate / 50 + 1 : MSH_SCAN_BLOCK_PAGES;
     uint64_t pages_ns = msh_pace_wait_ns(&pacing->pages, step, now_ns);
-    uint64_t cpu_wait_ns = msh_pace_wait_ns(&pacing->cpu, SECOND_NS / 1000, now_ns);
+    /* Who has to wait waits for twice as much as it takes to begin: waking up costs some of it, and a thread
+     * that wakes with just too little would spend all that it may on waking. */
+    uint64_t cpu_wait_ns = msh_pace_wait_ns(&pacing->cpu, CPU_STEP_NS, now_ns);
+    if (cpu_wait_ns)
+        cpu_wait_ns = msh_pace_wait_ns(&pacing->cpu, 2 * CPU_STEP_NS, now_ns);
     return pages_ns > cpu_wait_ns ? pages_ns : cpu_wait_ns;
 }
 
