@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from tests.lib.broker import build_directory
 
-from memshare.bench import churn, first_pass, idle, limited, metadata, passes, rig
+from memshare.bench import churn, first_pass, idle, limited, metadata, passes, plot, rig
 from memshare.bench.cost import Cost
 from memshare.bench.workers import Worker
-from memshare.errors import MeasurementError, MemshareError
+from memshare.errors import MeasurementError, MemshareError, UsageError
 
 FACTS = {"kernel": "", "cpu_model": "", "load_before": 0.0}
 SIZE_BYTES = 4 << 20
@@ -226,3 +226,34 @@ def test_pass_needs_an_engine() -> None:
         one.ready()
         with pytest.raises(MemshareError, match="no engine"):
             one.ask("pass")
+
+
+def test_panels_tell_files_apart() -> None:
+    idle_panel = plot.panel_of("file", [msgspec.to_builtins(passes_result())])
+    assert idle_panel.labels == ["runs16 idle"]
+    assert idle_panel.series == {"ours": [1000.0], "ksmd": [200_000.0]}
+    over = metadata_result(BEFORE._replace(slab_bytes=101_000, broker_bytes=34_464))
+    both = [msgspec.to_builtins(each) for each in (over, replace(over, case="runs16"))]
+    assert plot.panel_of("file", both).series["kernel"] == [1.0, 1.0]
+    assert plot.panel_of("file", both).limits == [2.0, None]
+    for records in ([], [{"case": "idle"}]):
+        with pytest.raises(UsageError, match="file: not the results"):
+            plot.panel_of("file", records)
+
+
+def test_same_files_give_the_same_picture(tmp_path: Path) -> None:
+    line = [moment(at, saved=100 - at, dead=at) for at in range(3)]
+    churned = churn.summarise(
+        moment(0), line, moment(9), 50,
+        {"cpu_seconds": 1.0, "size_bytes": 1 << 30, "seconds": 8, **FACTS},
+    )  # fmt: skip
+    panels = [plot.panel_of("file", [msgspec.to_builtins(churned)])]
+    assert panels[0].at == [0, 1, 2]
+    assert panels[0].series == {
+        "saved, of the start": [100.0, 99.0, 98.0], "dead, of the store": [0.0, 1.0, 2.0],
+    }  # fmt: skip
+    files = [tmp_path / name for name in ("a.svg", "b.svg")]
+    for file in files:
+        plot.draw(panels, file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert b"dead, of the store" in files[0].read_bytes()
