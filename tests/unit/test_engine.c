@@ -28,7 +28,7 @@ enum {
 
 static_assert(PAGES % WRITERS == 0, "a page has one writer");
 
-/* Two kinds that nobody writes to, and two that go to and fro between their first contents and
+/* Two kinds that nobody writes to, and two that go back and forth between their first contents and
  * others. */
 typedef enum Kind { ZERO, COMMON, COMMON_WRITTEN, ZERO_WRITTEN, KINDS } Kind;
 
