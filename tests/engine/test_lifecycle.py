@@ -293,7 +293,19 @@ def test_a_ceiling_limits_the_mode_and_says_why(memory: Memory) -> None:
         assert is_shared(engine, PAGES // 2)
 
 
-@pytest.mark.parametrize("kind", ["scattered", "mixed"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "scattered",
+        pytest.param(
+            "mixed",
+            marks=pytest.mark.skipif(
+                build_has_weak_hash(build_directory()),
+                reason="pages that collide leave no long runs",
+            ),
+        ),
+    ],
+)
 def test_I11_mappings_stay_within_the_budget(kind: str) -> None:
     """Some pages are shared, long runs first; the rest stay private; the engine's count is the kernel's."""
     run = run_scenario("tests.engine.budget", kind)
