@@ -58,7 +58,7 @@ typedef enum MshAnswer {
 
 typedef struct MshGroupStats {
     uint64_t members;
-    uint64_t segments, store_bytes;  /* not retired; allocated up to the frontiers */
+    uint64_t segments, store_bytes;  /* not retired; up to the frontiers */
     uint64_t slots_live, slots_dead; /* with and without grants, in segments not retired */
     uint64_t grants;
     uint64_t table_entries, table_bytes;

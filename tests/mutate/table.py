@@ -268,8 +268,8 @@ MUTANTS = (
         name="slot-is-written-twice",
         file=SEGMENT,
         citation="I3: written once, before anyone",
-        old="    memcpy(segment->mapping + frontier_bytes, segment->staged, MSH_PAGE_BYTES);",
-        new="    memcpy(segment->mapping, segment->staged, MSH_PAGE_BYTES);",
+        old="memcpy(segment->mapping + msh_pages_to_bytes(segment->used_slots), segment->staged,",
+        new="memcpy(segment->mapping, segment->staged,",
         tests=("unit-segment",),
     ),
     Mutant(

@@ -44,10 +44,14 @@ class Group(RuleBasedStateMachine):
     """model: hash -> (member, frame) of the first sighting, or the slot's number."""
 
     @initialize(
-        store_pages=st.sampled_from([0, 3]), member_slots=st.sampled_from([0, 2]), on=st.booleans()
+        store_pages=st.sampled_from([0, 3]),
+        member_slots=st.sampled_from([0, 2]),
+        on=st.booleans(),
+        may_fall_short=st.booleans(),
     )
-    def start(self, store_pages: int, member_slots: int, on: bool) -> None:
+    def start(self, store_pages: int, member_slots: int, on: bool, may_fall_short: bool) -> None:
         self.store_pages, self.member_slots, self.pass_hints_on = store_pages, member_slots, on
+        self.may_fall_short = may_fall_short
         self.known: dict[int, tuple[Member, int] | int] = {}
         self.contents: dict[int, bytes] = {}  # of every slot in segments that are not retired
         self.retired: dict[int, set[Member]] = {}  # and who has yet to forget it
@@ -158,7 +162,9 @@ class Group(RuleBasedStateMachine):
         self.hints.clear()
         self.emptyings.clear()
         frontier = 0 if self.filling is None else len(self.kept_in(self.filling))
-        with memory_for(frontier if is_short else None):
+        # Where memory never falls short, it is made ready for several slots at once.
+        is_short = is_short and self.may_fall_short
+        with memory_for(frontier + (not is_short) if self.may_fall_short else None):
             answer = lib.msh_group_provide(
                 member.handle, hash, (frame,), ffi.from_buffer(sent), slot
             )

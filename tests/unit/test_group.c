@@ -555,30 +555,42 @@ static void test_a_closed_member_counts_as_a_sharer_only(void **state)
 
 enum { CLOSED_SLOTS = 6 };
 
-/* Ends the filling of the present segment as a host without memory would: its next slot fails. */
-static void close_segment(uint32_t pages, uint32_t number)
+static rlim_t room_before;
+
+/* A host that has memory for so many slots, as a limit of the file's size. */
+static void begin_room_for(uint32_t pages)
 {
-    struct rlimit before, small;
-    MshSlot slot;
+    struct rlimit limit;
     signal(SIGXFSZ, SIG_IGN);
-    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
-    small = (struct rlimit){.rlim_cur = pages * MSH_PAGE_BYTES, .rlim_max = before.rlim_max};
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    room_before = limit.rlim_cur;
+    limit.rlim_cur = pages * MSH_PAGE_BYTES;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+}
+
+/* The slot for which there is no room ends the filling of its segment. */
+static void close_segment(uint32_t number)
+{
+    struct rlimit limit;
+    MshSlot slot;
     assert_int_equal(sight(a, number, 3000, &slot), MSH_ANSWER_NEW);
-    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
     assert_int_equal(provide(b, number, 3001, &slot), MSH_ANSWER_NEW);
-    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
     assert_int_equal(stats().refused_full, 1);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    limit.rlim_cur = room_before;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
 }
 
 /* A closed segment 0 of CLOSED_SLOTS slots, pages 0 to 5, each granted to a and b and shown to
  * both. */
 static void share_and_close(MshSlot slots[CLOSED_SLOTS])
 {
+    begin_room_for(CLOSED_SLOTS);
     for (uint32_t i = 0; i < CLOSED_SLOTS; i++)
         slots[i] = share(a, b, i);
     close(msh_member_show(a, 0));
     close(msh_member_show(b, 0));
-    close_segment(CLOSED_SLOTS, 100);
+    close_segment(100);
 }
 
 static void release_both(MshSlot slot)
@@ -615,6 +627,7 @@ static void test_the_segment_being_filled_is_spared(void **state)
 {
     (void)state;
     MshSlot slots[CLOSED_SLOTS], slot;
+    begin_room_for(CLOSED_SLOTS);
     for (uint32_t i = 0; i < CLOSED_SLOTS; i++)
         slots[i] = share(a, b, i);
     close(msh_member_show(a, 0));
@@ -623,7 +636,7 @@ static void test_the_segment_being_filled_is_spared(void **state)
     assert_int_equal(emptyings_count, 0);
     assert_int_equal(sight(c, 0, 1, &slot), MSH_ANSWER_MATCH);
     assert_int_equal(slot.number, slots[0].number);
-    close_segment(CLOSED_SLOTS, 100); /* until its filling ends */
+    close_segment(100); /* until its filling ends */
     assert_int_equal(emptyings_count, 1);
     assert_ptr_equal(emptyings[0].member, a);
 }

@@ -2,9 +2,11 @@
 #include "unit.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -81,7 +83,7 @@ static void test_committed_bytes_are_what_was_staged(void **state)
     close(fd);
 }
 
-static void test_I3_the_file_ends_at_the_frontier_exactly(void **state)
+static void test_I3_the_file_has_no_hole_and_ends_soon_after_the_frontier(void **state)
 {
     (void)state;
     uint32_t position;
@@ -89,13 +91,40 @@ static void test_I3_the_file_ends_at_the_frontier_exactly(void **state)
     assert_int_equal(status_of(fd).st_size, 0);
     for (uint32_t i = 1; i <= 40; i++) {
         add_slot((uint8_t)i);
-        assert_int_equal(status_of(fd).st_size, i * MSH_PAGE_BYTES);
-        assert_int_equal(status_of(fd).st_blocks, i * MSH_PAGE_BYTES / 512);
+        struct stat status = status_of(fd);
+        assert_in_range(status.st_size, i * MSH_PAGE_BYTES, (i + 15) * MSH_PAGE_BYTES);
+        assert_int_equal(status.st_blocks, status.st_size / 512);
         /* staged, not committed: nowhere in the file */
+        memset(page, 0xee, sizeof(page));
         assert_int_equal(msh_segment_stage(segment, page, &position), 0);
-        assert_int_equal(status_of(fd).st_size, i * MSH_PAGE_BYTES);
+        assert_int_equal(status_of(fd).st_blocks, status.st_blocks);
+        uint8_t *view = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, fd, 0);
+        assert_ptr_not_equal(view, MAP_FAILED);
+        for (off_t at = i * MSH_PAGE_BYTES; at < status.st_size; at++)
+            assert_int_equal(view[at], 0);
+        munmap(view, (size_t)status.st_size);
     }
     close(fd);
+}
+
+/* The limit stands for a host that has room for so much and no more. */
+static void test_slots_are_filled_to_the_last_there_is_room_for(void **state)
+{
+    (void)state;
+    struct rlimit before, small;
+    uint32_t position, filled = 0;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = 21 * MSH_PAGE_BYTES;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    memset(page, 1, sizeof(page));
+    while (msh_segment_stage(segment, page, &position) == 0 && msh_segment_commit(segment) == 0)
+        filled++;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(filled, 21);
+    assert_int_equal(msh_segment_used_slots(segment), 21);
+    assert_int_equal(msh_segment_stage(segment, page, &position), -ENOSPC);
 }
 
 static void test_I3_staging_again_touches_no_slot(void **state)
@@ -157,6 +186,7 @@ static void test_I3_a_client_of_another_uid_can_only_read(void **state)
     }
     add_slot(1);
     int fd = open_readonly();
+    off_t size_bytes = status_of(fd).st_size;
     int report[2];
     char text[64] = {0};
     assert_int_equal(pipe(report), 0);
@@ -177,7 +207,7 @@ static void test_I3_a_client_of_another_uid_can_only_read(void **state)
     assert_true(read(report[0], text, sizeof(text) - 1) >= 0);
     assert_int_equal(waitpid(child, NULL, 0), child);
     assert_string_equal(text, "");
-    assert_int_equal(status_of(fd).st_size, MSH_PAGE_BYTES);
+    assert_int_equal(status_of(fd).st_size, size_bytes);
     close(report[0]);
     close(fd);
 }
@@ -254,7 +284,8 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, new_segment, free_segment)
     const struct CMUnitTest tests[] = {
         TEST(test_committed_bytes_are_what_was_staged),
-        TEST(test_I3_the_file_ends_at_the_frontier_exactly),
+        TEST(test_I3_the_file_has_no_hole_and_ends_soon_after_the_frontier),
+        TEST(test_slots_are_filled_to_the_last_there_is_room_for),
         TEST(test_I3_staging_again_touches_no_slot),
         TEST(test_I3_a_client_of_another_uid_can_only_read),
         TEST(test_I3_root_cannot_write_through_a_fresh_descriptor),

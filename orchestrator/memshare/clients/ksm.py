@@ -68,6 +68,13 @@ def preserved() -> Iterator[None]:
             write_knobs(before)
 
 
+def pages_claimed() -> int:
+    """How many pages the kernel says are saved on this host, those of zeros included."""
+    saved = int((KSM / "pages_sharing").read_text())
+    zeros = KSM / "ksm_zero_pages"  # Linux 6.5
+    return saved + (int(zeros.read_text()) if zeros.exists() else 0)
+
+
 def ksmd_pid() -> int:
     """Find the kernel's thread: a child of kthreadd, so that no program can pass for it."""
     for entry in procfs.PROC.iterdir():
