@@ -61,7 +61,7 @@ static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, siz
     bool is_affordable = msh_read(&engine->counters.mappings) + 2 * (uint64_t)pages <=
                          msh_read(&engine->counters.mappings_limit); /* I11 */
     uint32_t before = msh_region_boundaries(region, page, page + pages);
-    msh_track_drop(&engine->scan.track, region, page, page + pages);
+    msh_track_lift(&engine->scan.track, region, page, page + pages);
     if (is_affordable && engine->has_rebuild && msh_rebuild_works(&engine->rebuild))
         msh_rehome_run(&engine->rebuild, &engine->scan.pagemap, region, page, pages, first, done, old);
     for (uint32_t i = 0; i < pages; i++) {
@@ -75,6 +75,7 @@ static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, siz
         atomic_fetch_add(&msh_views_of(&engine->views, slot)->mapped_pages, 1);
         msh_region_become(region, page + i, MSH_PAGE_SHARED, slot.number, &engine->counters);
     }
+    msh_track_resume(&engine->scan.track, region, page, page + pages);
     uint32_t after = msh_region_boundaries(region, page, page + pages);
     msh_count(&engine->counters.mappings, (uint64_t)after - before);
     msh_count(&engine->counters.own_mappings, (uint64_t)after - before);

@@ -279,8 +279,8 @@ void msh_region_set_look(MshRegion *region, uint32_t page, uint8_t look, MshCoun
     MshBlock *block = &region->block[msh_region_block(region, page)];
     if ((before ^ look) & MSH_LOOK_SIGHTED)
         msh_count(&counters->unique_pages, look & MSH_LOOK_SIGHTED ? 1 : UINT64_MAX);
-    if ((before >= MSH_LOOK_LEVEL) != (look >= MSH_LOOK_LEVEL))
-        msh_count(&counters->volatile_pages, look >= MSH_LOOK_LEVEL ? 1 : UINT64_MAX);
+    if ((msh_look_level(before) > 0) != (msh_look_level(look) > 0))
+        msh_count(&counters->volatile_pages, msh_look_level(look) ? 1 : UINT64_MAX);
     if ((before ^ look) & MSH_LOOK_AGAIN)
         block->again = (uint16_t)(look & MSH_LOOK_AGAIN ? block->again + 1 : block->again - 1);
     if ((before ^ look) & MSH_LOOK_WORTH)

@@ -21,7 +21,7 @@ enum {
     MSH_WORD_FINGERPRINT_MIN = 2,
 };
 
-/* What the last look at a PRIVATE page left: a set, with a back-off level in the upper half. */
+/* What the last look at a PRIVATE page left: a set, with a back-off level in bits 4 to 6. */
 enum {
     MSH_LOOK_SIGHTED = 1, /* asked about; unlike all others for all we know */
     MSH_LOOK_AGAIN = 2,   /* changed at the last look: to be looked at again, also where unwritten */
@@ -31,7 +31,14 @@ enum {
     MSH_LOOK_LEVEL = 16,  /* one step of the level: a page that keeps changing is looked at every 2^level
                              passes */
     MSH_LOOK_LEVEL_MAX = 6,
+    MSH_LOOK_LIFTED = 128, /* in a tracked block, but we had to let go of it: the kernel calls it written, and
+                              only its contents tell */
 };
+
+static inline unsigned msh_look_level(uint8_t look)
+{
+    return look / MSH_LOOK_LEVEL % 8;
+}
 
 enum { MSH_BLOCK_SETTLED = 2, MSH_BLOCK_QUIET = 2, MSH_BLOCK_HOT_SHARE = 16 };
 

@@ -131,8 +131,16 @@ static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uin
         while (broken < end && region->state[broken] == MSH_PAGE_BROKEN &&
                (presence[broken - first] & MSH_PRESENT))
             broken++;
-        if (broken > page && rebuild_pages(engine, region, page, broken) < 0)
-            return;
+        if (broken > page) {
+            /* Rebuilding registers the neighbours too, with a userfaultfd of its own. */
+            uint32_t wide_first = page ? page - 1 : page;
+            uint32_t wide_end = broken < region->pages ? broken + 1 : broken;
+            msh_track_lift(&engine->scan.track, region, wide_first, wide_end);
+            int result = rebuild_pages(engine, region, page, broken);
+            msh_track_resume(&engine->scan.track, region, wide_first, wide_end);
+            if (result < 0)
+                return;
+        }
         page = broken + (broken == page);
     }
 }
@@ -148,10 +156,7 @@ void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint
         if (block->broken == 0 || engine->scan.pass - block->broke_pass < STABLE_PASSES ||
             !may_spend_mappings(engine, block->broken) || !may_rebuild(engine))
             continue;
-        uint32_t block_first = msh_region_block_first(region, number);
-        msh_track_drop(&engine->scan.track, region, block_first ? block_first - 1 : 0,
-                       page < region->pages ? page + 1 : page);
-        mend_block(engine, region, block_first, page);
+        mend_block(engine, region, msh_region_block_first(region, number), page);
         mended++;
     }
 }

@@ -42,7 +42,7 @@ static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_
  * page is hot. */
 static bool is_due(const MshScan *scan, const MshRegion *region, uint32_t page)
 {
-    uint32_t mask = (1u << region->look[page] / MSH_LOOK_LEVEL) - 1;
+    uint32_t mask = (1u << msh_look_level(region->look[page])) - 1;
     return ((scan->pass + region->first_frame + page) & mask) == 0 ||
            region->block[msh_region_block(region, page)].is_huge;
 }
@@ -50,7 +50,7 @@ static bool is_due(const MshScan *scan, const MshRegion *region, uint32_t page)
 /* To be looked at again, and less often than so far. */
 static void note_change(MshScan *scan, MshRegion *region, uint32_t page)
 {
-    unsigned level = region->look[page] / MSH_LOOK_LEVEL;
+    unsigned level = msh_look_level(region->look[page]);
     level += level < MSH_LOOK_LEVEL_MAX;
     region->block[msh_region_block(region, page)].changed++;
     msh_region_set_look(region, page, (uint8_t)(MSH_LOOK_AGAIN | level * MSH_LOOK_LEVEL),
@@ -183,6 +183,7 @@ static void visit_present(MshScan *scan, MshRegion *region, uint32_t page, Manne
         break;
     case NOTE_WRITTEN:
         note_change(scan, region, page);
+        visit->written_pages++;
         break;
     }
 }
@@ -320,6 +321,13 @@ static uint32_t row_end(const MshRegion *region, uint32_t block)
     return msh_region_block_end(region, next - 1);
 }
 
+/* A page of a tracked block that the kernel calls written. Pages that we have mapped are so called when they
+ * were protected by nobody yet. */
+static Manner manner_of(const MshRegion *region, uint32_t page)
+{
+    return region->look[page] & MSH_LOOK_LIFTED ? LOOK : NOTE_WRITTEN;
+}
+
 /* In one block: what was written, and what was to be looked at again. */
 static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harvest, MshVisit *visit)
 {
@@ -337,7 +345,7 @@ static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harve
     for (uint32_t page = first; page < end; page++) {
         uint32_t i = page - first;
         if (is_written[i])
-            visit_page(scan, region, page, presence[i], NOTE_WRITTEN, visit);
+            visit_page(scan, region, page, presence[i], manner_of(region, page), visit);
         else if (region->look[page] & MSH_LOOK_AGAIN)
             visit_page(scan, region, page, presence[i], LOOK_UNWRITTEN, visit);
     }
@@ -361,7 +369,7 @@ static int visit_written(MshScan *scan, MshRegion *region, const MshHarvest *har
     at = 0;
     for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++)
         for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
-            visit_page(scan, region, page, presence[at++], NOTE_WRITTEN, visit);
+            visit_page(scan, region, page, presence[at++], manner_of(region, page), visit);
     return result;
 }
 
@@ -378,14 +386,11 @@ static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVi
                          : visit_written(scan, region, &harvest, visit);
     if (result < 0)
         return result;
-    uint32_t written = 0;
-    for (uint32_t i = 0; i < harvest.ranges; i++)
-        written += harvest.written[i].end - harvest.written[i].first;
     for (uint32_t block = number;
          block < msh_region_blocks(region) && msh_region_block_end(region, block) <= harvest.end; block++)
         scan->present += region->block[block].present;
     visit->skipped_pages += harvest.end - first - visit->scanned_pages;
-    if (written * RESTLESS_SHARE > MSH_SCAN_BLOCK_PAGES)
+    if (visit->written_pages * RESTLESS_SHARE > MSH_SCAN_BLOCK_PAGES)
         give_up(scan, region, first, harvest.end);
     *ret_end = harvest.end;
     return 0;
@@ -402,7 +407,7 @@ void msh_scan_restart(MshScan *scan)
 
 static void clear(MshVisit *visit)
 {
-    visit->scanned_pages = visit->skipped_pages = 0;
+    visit->scanned_pages = visit->skipped_pages = visit->written_pages = 0;
     visit->sightings = visit->candidates = visit->broken = 0;
     visit->is_pass_end = false;
     visit->region = NULL;

@@ -37,6 +37,7 @@ typedef struct MshScan {
 typedef struct MshVisit {
     uint32_t scanned_pages; /* looked at */
     uint32_t skipped_pages; /* passed over, as nobody wrote to them */
+    uint32_t written_pages; /* of tracked blocks, private, and written since */
     bool is_pass_end;
     MshRegion *region; /* visited, from page first up to end; NULL: none */
     uint32_t first, end;

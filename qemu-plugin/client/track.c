@@ -77,6 +77,47 @@ void msh_track_drop(MshTrack *track, MshRegion *region, uint32_t first, uint32_t
     }
 }
 
+bool msh_track_covers(const MshRegion *region, uint32_t first, uint32_t end)
+{
+    for (uint32_t block = msh_region_block(region, first);
+         block <= msh_region_block(region, end - 1); block++)
+        if (region->block[block].is_tracked)
+            return true;
+    return false;
+}
+
+/* The next pages of [*at, end) in one tracked block, as [*at, *ret_end). False: there are none. */
+static bool next_tracked(const MshRegion *region, uint32_t *at, uint32_t end, uint32_t *ret_end)
+{
+    while (*at < end && !region->block[msh_region_block(region, *at)].is_tracked)
+        *at = msh_region_block_end(region, msh_region_block(region, *at));
+    if (*at >= end)
+        return false;
+    uint32_t block_end = msh_region_block_end(region, msh_region_block(region, *at));
+    *ret_end = block_end < end ? block_end : end;
+    return true;
+}
+
+void msh_track_lift(MshTrack *track, const MshRegion *region, uint32_t first, uint32_t end)
+{
+    for (uint32_t at = first, to; next_tracked(region, &at, end, &to); at = to)
+        msh_uffd_unregister(track->uffd, msh_region_address(region, at), msh_pages_to_bytes(to - at));
+}
+
+void msh_track_resume(MshTrack *track, MshRegion *region, uint32_t first, uint32_t end)
+{
+    for (uint32_t at = first, to; next_tracked(region, &at, end, &to); at = to) {
+        void *start = msh_region_address(region, at);
+        if (msh_uffd_register(track->uffd, start, msh_pages_to_bytes(to - at), MSH_UFFD_WRITES) < 0) {
+            msh_track_drop(track, region, at, to);
+            continue;
+        }
+        for (uint32_t page = at; page < to; page++)
+            if (region->state[page] == MSH_PAGE_PRIVATE)
+                msh_region_set_look(region, page, region->look[page] | MSH_LOOK_LIFTED, track->counters);
+    }
+}
+
 static uint32_t page_of(const MshRegion *region, uint64_t address)
 {
     return (uint32_t)msh_bytes_to_pages(address - (uintptr_t)region->base);

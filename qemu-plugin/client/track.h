@@ -11,7 +11,8 @@
  * tables would be made for nothing).
  *
  * A tracked block is registered with the userfaultfd of the windows; nobody else can register it
- * meanwhile. A window that opens in it, a rebuild, and a hold let go of it first.
+ * meanwhile. A window that opens in it and a rebuild let go of the pages they need, and of no more; a hold
+ * lets go of all. With its registration a page loses its mark, and counts as written.
  *
  * Threads: under the memory lock.
  */
@@ -44,6 +45,16 @@ void msh_track_init(MshTrack *track, const MshUffd *uffd, const MshPagemap *page
 /* Starts tracking a block: pages written from now on will be told. Presence can be told apart before,
  * not after (msh_pagemap_protect). False: it is not tracked. */
 bool msh_track_arm(MshTrack *track, MshRegion *region, uint32_t block);
+
+/* Whether any of pages [first, end) is tracked. */
+bool msh_track_covers(const MshRegion *region, uint32_t first, uint32_t end);
+
+/* Lets go of pages [first, end) where they are tracked, for a while. */
+void msh_track_lift(MshTrack *track, const MshRegion *region, uint32_t first, uint32_t end);
+
+/* After that, or after whatever else has unregistered them: tracks them again, and whatever is mapped there
+ * now. Where that fails, their block is tracked no more. */
+void msh_track_resume(MshTrack *track, MshRegion *region, uint32_t first, uint32_t end);
 
 /* Stops tracking the blocks that pages [first, end) lie in. */
 void msh_track_drop(MshTrack *track, MshRegion *region, uint32_t first, uint32_t end);

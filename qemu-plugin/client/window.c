@@ -21,6 +21,7 @@ enum {
     HAUL_PAGES = 64,
     SPANS_MAX = 16,
     SPAN_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES,
+    TRACKED_GAP_PAGES = 8, /* to be hashed again; more cost more than one span more */
     RUN_EFFORT = 12, /* what the calls of one run cost, in pages' worth */
     EFFORT_MIN = 32,
     EFFORT_MAX = 2048,
@@ -137,7 +138,8 @@ static Span *span_for(Plan *plan, MshRegion *region, uint32_t page, uint32_t pag
     if (plan->spans) {
         Span *last = &plan->span[plan->spans - 1];
         if (last->region == region && page >= last->end &&
-            page + pages - last->first <= SPAN_PAGES && gap_is_plain(region, last->end, page)) {
+            page + pages - last->first <= SPAN_PAGES && gap_is_plain(region, last->end, page) &&
+            (page - last->end <= TRACKED_GAP_PAGES || !msh_track_covers(region, last->end, page))) {
             last->end = page + pages;
             return last;
         }
@@ -246,7 +248,6 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
             continue;
         }
         split_huge_pages(region, page, fit);
-        msh_track_drop(window->track, region, page, page + fit);
         if (view) {
             msh_view_set_flags(view, region->dont_fork, region->dont_dump);
             touch_slots(view, first->slot, fit);
@@ -515,9 +516,11 @@ size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_
     uint64_t opened_ns = now_ns();
     for (size_t i = 0; i < plan.spans; i++) {
         Span *span = &plan.span[i];
+        unsigned modes = MSH_UFFD_MISSING_PAGES;
+        if (msh_track_covers(span->region, span->first, span->end))
+            modes |= MSH_UFFD_WRITES; /* without it the marks would stay on pages that nobody tracks */
         span->open = msh_uffd_register(&window->uffd, msh_region_address(span->region, span->first),
-                                       msh_pages_to_bytes(span->end - span->first),
-                                       MSH_UFFD_MISSING_PAGES) == 0;
+                                       msh_pages_to_bytes(span->end - span->first), modes) == 0;
     }
     size_t runs = 0;
     while (runs < plan.runs && (runs == 0 || now_ns() - opened_ns < CLOSE_AFTER_NS)) {
@@ -542,6 +545,8 @@ size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_
     }
     for (size_t i = 0; i < runs; i++)
         record(window, &plan.run[i], ret_returned, ret_returned_count);
+    for (size_t i = 0; i < plan.spans; i++)
+        msh_track_resume(window->track, plan.span[i].region, plan.span[i].first, plan.span[i].end);
     count_window(window, took_ns);
     note_strain(window, took_ns > LATE_NS);
     return plan.candidates;

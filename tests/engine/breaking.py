@@ -58,6 +58,7 @@ def main() -> None:
     for _ in range(3):
         engine.scan_once()
     assert engine.stats()["shared_pages"] == PAGES, engine.stats()
+    engine.hold(hold=True)  # it lets go of the memory, which has one userfaultfd at a time
     protection = Protection(memory)
     detach = threading.Thread(target=engine.detach)
     detach.start()

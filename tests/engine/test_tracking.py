@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel tells what was written: nothing else is hashed again, whatever was merged beside it."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.lib.broker import build_directory
+from tests.lib.memory import Memory
+from tests.lib.wire import build_has_weak_hash
+
+from memshare.engine import Engine
+
+pytestmark = pytest.mark.skipif(
+    build_has_weak_hash(build_directory()),
+    reason="needs more different hashes than the 8-bit build has",
+)
+
+RUN, ROW = 16, 64  # of each row a run of common pages and one of zeros, the rest is unique
+PAGES = 4 * ROW
+COMMON = range(0, 2)  # these rows' runs are equal to those of the next two
+
+
+def content(page: int) -> int:
+    """Runs of pages that the other half has too, zeros, and pages unlike all others."""
+    row, at = divmod(page, ROW)
+    if at < RUN:
+        return 1 + row % len(COMMON) * RUN + at
+    return 0 if at < 2 * RUN else 1000 + page
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    memory = Memory(PAGES).fill(content)
+    yield memory
+    memory.check()
+
+
+def converge(engine: Engine, passes: int = 6) -> dict[str, int]:
+    """Make passes; the numbers at their end."""
+    for _ in range(passes):
+        engine.scan_once()
+    return {name: value for name, value in engine.stats().items() if isinstance(value, int)}
+
+
+def converged(engine: Engine, memory: Memory) -> dict[str, int]:
+    """Share all that can be shared."""
+    engine.register(memory.buffer)
+    numbers = converge(engine)
+    assert numbers["shared_pages"] == PAGES // ROW * RUN
+    assert numbers["zero_pages"] == PAGES // ROW * RUN
+    return numbers
+
+
+def test_merging_leaves_the_rest_tracked_and_hashed_once(memory: Memory) -> None:
+    with Engine(nothing_pinned=True) as engine:
+        numbers = converged(engine, memory)
+        assert numbers["tracked_pages"] == PAGES
+        assert numbers["hashed_pages"] == PAGES - numbers["zero_pages"]
+
+
+def test_what_is_written_after_a_merge_is_noticed(memory: Memory) -> None:
+    """In pages that a window let go of, and in others; the engine asks about nothing else."""
+    with Engine(nothing_pinned=True) as engine:
+        before = converged(engine, memory)
+        pages = [2 * RUN, 2 * RUN + 1, ROW - 1, 3 * ROW + 40]
+        for page in pages:
+            memory.write(page, bytes(memory.expected[:4096]))
+        numbers = converge(engine)
+        assert numbers["shared_pages"] == before["shared_pages"] + len(pages)
+        assert numbers["tracked_pages"] == PAGES
+        assert numbers["hashed_pages"] <= before["hashed_pages"] + 2 * len(pages)
+
+
+def test_pages_between_those_that_merge_are_hashed_once_more(memory: Memory) -> None:
+    """They lie in the window; no row of such windows has the engine ask and hash for ever."""
+    with Engine(nothing_pinned=True) as engine:
+        converged(engine, memory)
+        pages = range(2 * RUN, ROW, 4)
+        for page in pages:
+            memory.write(page, bytes(memory.expected[:4096]))
+        volatile = [converge(engine, 1)["volatile_pages"] for _ in range(6)]
+        assert max(volatile) <= len(pages), "none that was not written"
+        numbers = converge(engine, 1)
+        assert numbers["shared_pages"] == PAGES // ROW * RUN + len(pages)
+        assert converge(engine)["hashed_pages"] == numbers["hashed_pages"]
+
+
+def test_rebuilding_lets_go_of_what_it_rebuilds_only(memory: Memory) -> None:
+    with Engine(nothing_pinned=True) as engine:
+        before = converged(engine, memory)
+        memory.write(5, b"own")
+        numbers = converge(engine)
+        assert numbers["rebuilt_pages"] == 1
+        assert numbers["tracked_pages"] == PAGES
+        assert numbers["hashed_pages"] <= before["hashed_pages"] + 2
