@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 RUN, ROW = 16, 64  # of each row a run of common pages and one of zeros, the rest is unique
 PAGES = 4 * ROW
-COMMON = range(0, 2)  # these rows' runs are equal to those of the next two
+COMMON = range(2)  # these rows' runs are equal to those of the next two
 
 
 def content(page: int) -> int:
