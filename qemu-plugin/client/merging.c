@@ -8,8 +8,9 @@
 
 #include "worker.h"
 
-/* A window starts on a fresh time slice, and the guest gets at least as long without one. */
-#define REST_MIN_NS 50000ull
+/* Windows that are open for so long together are followed by a rest as long: they start on a fresh time slice,
+ * and the guest gets as long without one. A rest after each would cost as much as the window itself. */
+#define WINDOWS_AT_ONCE_NS 400000ull
 #define REST_MAX_NS 10000000ull
 
 static bool may_merge(const MshEngine *engine, bool content)
@@ -19,11 +20,9 @@ static bool may_merge(const MshEngine *engine, bool content)
            mode >= (content ? MSH_MODE_CONTENT : MSH_MODE_ZERO);
 }
 
-static void rest(uint64_t took_ns)
+static void rest(uint64_t for_ns)
 {
-    uint64_t rest_ns = took_ns < REST_MIN_NS   ? REST_MIN_NS
-                       : took_ns > REST_MAX_NS ? REST_MAX_NS
-                                               : took_ns;
+    uint64_t rest_ns = for_ns < REST_MAX_NS ? for_ns : REST_MAX_NS;
     clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = (long)rest_ns}, NULL);
 }
 
@@ -122,16 +121,17 @@ void msh_merging_all(MshEngine *engine, MshCandidates *candidates, bool is_paced
     for (size_t i = count; i < candidates->count; i++)
         if (candidates->items[i].slot != MSH_SLOT_ZERO)
             msh_worker_return_slots(engine, &(MshSlot){candidates->items[i].slot}, 1);
+    uint64_t open_ns = WINDOWS_AT_ONCE_NS;
     for (size_t at = 0; at < count;) {
-        if (is_paced)
-            rest(0);
+        if (is_paced && open_ns >= WINDOWS_AT_ONCE_NS) {
+            rest(open_ns);
+            open_ns = 0;
+        }
         pthread_mutex_lock(&engine->memory_lock);
         uint64_t start_ns = msh_engine_now_ns();
         at += merge_some(engine, candidates->items + at, count - at);
-        uint64_t took_ns = (msh_engine_now_ns() - start_ns) << engine->window.strain;
+        open_ns += (msh_engine_now_ns() - start_ns) << engine->window.strain;
         pthread_mutex_unlock(&engine->memory_lock);
-        if (is_paced && took_ns > REST_MIN_NS)
-            rest(took_ns - REST_MIN_NS);
     }
     candidates->count = 0;
 }

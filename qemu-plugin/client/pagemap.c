@@ -23,7 +23,7 @@ int msh_pagemap_open(MshPagemap *pagemap, MshError *error)
     static _Alignas(4096) char probe_page[MSH_PAGE_BYTES];
     uint8_t presence = 0;
     ((volatile char *)probe_page)[0] = 1;
-    int result = msh_pagemap_scan(pagemap, probe_page, 1, &presence);
+    int result = msh_pagemap_scan(pagemap, probe_page, 1, false, &presence);
     if (result == 0 && (presence & MSH_PRESENT))
         return 0;
     msh_pagemap_close(pagemap);
@@ -47,7 +47,7 @@ static uint8_t presence_of(uint64_t categories)
                      ((categories & MSH_PAGE_IS_SWAPPED) ? MSH_SWAPPED : 0));
 }
 
-int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages,
+int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages, bool with_file,
                      uint8_t *ret_presence)
 {
     struct msh_page_region regions[REGIONS_A_CALL]; /* never empty: some kernels fault on vec_len 0 */
@@ -59,8 +59,8 @@ int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages,
         .vec = (uintptr_t)regions,
         .vec_len = REGIONS_A_CALL,
         .category_anyof_mask = MSH_PAGE_IS_PRESENT | MSH_PAGE_IS_SWAPPED,
-        .return_mask = MSH_PAGE_IS_PRESENT | MSH_PAGE_IS_FILE | MSH_PAGE_IS_PFNZERO |
-                       MSH_PAGE_IS_HUGE | MSH_PAGE_IS_SWAPPED,
+        .return_mask = MSH_PAGE_IS_PRESENT | (with_file ? MSH_PAGE_IS_FILE : 0) |
+                       MSH_PAGE_IS_PFNZERO | MSH_PAGE_IS_HUGE | MSH_PAGE_IS_SWAPPED,
     };
     memset(ret_presence, 0, pages);
     while (scan.start < end) {

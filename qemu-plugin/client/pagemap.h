@@ -7,6 +7,7 @@
 #ifndef MSH_PAGEMAP_H
 #define MSH_PAGEMAP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,8 +30,9 @@ typedef enum MshPresence {
 int msh_pagemap_open(MshPagemap *pagemap, MshError *error);
 void msh_pagemap_close(MshPagemap *pagemap);
 
-/* One byte (a set of MshPresence) a page from start on. */
-int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages,
+/* One byte (a set of MshPresence) a page from start on. Whether it is a file's page is told only if asked for:
+ * the kernel looks at the page itself for that, which takes longer than all the rest. */
+int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages, bool with_file,
                      uint8_t *ret_presence);
 
 enum { MSH_PAGEMAP_RANGES = 64 };

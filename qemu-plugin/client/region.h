@@ -52,6 +52,7 @@ typedef struct MshBlock {
                            it was not hot; MSH_BLOCK_QUIET: it may be split */
     uint16_t again;     /* pages to be looked at again */
     uint16_t worth;     /* pages that could be saved, were it not for the huge page */
+    uint16_t mapped;    /* SHARED and BROKEN pages */
     uint16_t broken;    /* BROKEN pages */
     uint32_t broke_pass; /* in which one was last seen to break */
     uint16_t present, changed, proposed; /* at the visit under way */

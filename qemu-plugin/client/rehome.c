@@ -59,7 +59,7 @@ int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *re
     if (result == 0)
         result = msh_uffd_protect(&rebuild->uffd, home, length_bytes, true);
     if (result == 0)
-        result = msh_pagemap_scan(pagemap, home, pages, presence);
+        result = msh_pagemap_scan(pagemap, home, pages, true, presence);
     for (uint32_t i = 0; result == 0 && i < pages;) {
         uint32_t end = i;
         /* Anything but a clean page of the file was written to, or may have been: it stays. I1 */

@@ -124,7 +124,7 @@ static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uin
 {
     uint8_t presence[MSH_SCAN_BLOCK_PAGES];
     if (msh_pagemap_scan(&engine->scan.pagemap, msh_region_address(region, first), end - first,
-                         presence) < 0)
+                         false, presence) < 0)
         return;
     for (uint32_t page = first; page < end;) {
         uint32_t broken = page;

@@ -228,8 +228,12 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
 static int find_presence(MshScan *scan, const MshRegion *region, uint32_t first, uint32_t end,
                          uint8_t *ret_presence)
 {
+    bool any_mapped = false; /* elsewhere it does not matter which pages are a file's */
+    for (uint32_t block = msh_region_block(region, first);
+         block <= msh_region_block(region, end - 1); block++)
+        any_mapped |= region->block[block].mapped > 0;
     return msh_pagemap_scan(&scan->pagemap, msh_region_address(region, first), end - first,
-                            ret_presence);
+                            any_mapped, ret_presence);
 }
 
 /* Decides, at the end of a plain visit, whether the next one may begin to track the block. */

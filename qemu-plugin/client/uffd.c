@@ -87,7 +87,7 @@ static int outcome(int error_number)
 static bool is_empty(const MshPagemap *pagemap, const void *page)
 {
     uint8_t presence;
-    while (msh_pagemap_scan(pagemap, page, 1, &presence) < 0)
+    while (msh_pagemap_scan(pagemap, page, 1, false, &presence) < 0)
         sched_yield();
     return presence == 0;
 }

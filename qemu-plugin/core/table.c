@@ -210,6 +210,11 @@ static bool make_room(MshTable *table)
     return table->used < soft_limit; /* no memory, but the sweep made a little room */
 }
 
+void msh_table_prefetch(const MshTable *table, uint64_t hash)
+{
+    __builtin_prefetch(&table->entries[home(table, hash)]);
+}
+
 MshFinding msh_table_sight(MshTable *table, uint64_t hash, MshSighter sighting, MshFound *ret_found)
 {
     if (hash == 0)

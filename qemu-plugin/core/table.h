@@ -42,6 +42,9 @@ typedef struct MshFound {
 int msh_table_new(uint64_t limit_entries, uint64_t seed, MshTable **ret_table);
 MshTable *msh_table_free(MshTable *table);
 
+/* Has the processor fetch the hash's entry. */
+void msh_table_prefetch(const MshTable *table, uint64_t hash);
+
 /* Never NONE by default: hash 0 is FULL. Counts as a new look at the page: keeps its entry. */
 MshFinding msh_table_sight(MshTable *table, uint64_t hash, MshSighter sighting,
                            MshFound *ret_found);

@@ -341,6 +341,11 @@ static MshAnswer answer_match(MshMember *member, MshSlot slot, MshSlot *ret_slot
     return MSH_ANSWER_MATCH;
 }
 
+void msh_group_expect(const MshMember *member, uint64_t hash)
+{
+    msh_table_prefetch(member->group->table, hash);
+}
+
 MshAnswer msh_group_sight(MshMember *member, uint64_t hash, MshFrame frame, MshSlot *ret_slot)
 {
     MshGroup *group = member->group;

@@ -82,6 +82,10 @@ MshMember *msh_group_leave(MshMember *member);
 void msh_member_close(MshMember *member);
 void *msh_member_opaque(const MshMember *member);
 
+/* This hash will be sighted or provided soon: worth a call some time ahead, as the table is far larger than a
+ * processor's caches. */
+void msh_group_expect(const MshMember *member, uint64_t hash);
+
 /* One sighting. PROVIDE: send the page's bytes with msh_group_provide. MATCH: *ret_slot, granted.
  * A sighting repeated by the same member at the same frame is not a second one. */
 MshAnswer msh_group_sight(MshMember *member, uint64_t hash, MshFrame frame, MshSlot *ret_slot);
