@@ -247,14 +247,16 @@ static void wait_for(MshChannel *channel, int wake_fd, uint64_t timeout_ns)
  * them. The broker takes requests out whatever it still has to answer. */
 static int wait_room(MshChannel *channel)
 {
-    uint64_t deadline_ns = now_ns() + ANSWER_TIMEOUT_NS;
+    uint64_t deadline_ns = 0;
     int room;
     while ((room = msh_ring_request_room(&channel->ring)) == 0) {
         signal_broker(channel);
         int result = receive_messages(channel);
         if (result < 0)
             return result;
-        if (now_ns() >= deadline_ns)
+        if (deadline_ns == 0)
+            deadline_ns = now_ns() + ANSWER_TIMEOUT_NS;
+        else if (now_ns() >= deadline_ns)
             return -ETIMEDOUT;
         wait_for(channel, -1, 1000000);
     }
@@ -378,6 +380,13 @@ static int provide(MshChannel *channel, const MshSighting *sightings, size_t cou
             at++;
         if (at == count)
             return -EPROTO;
+        if (page == MSH_RING_PAGES) {
+            signal_broker(channel);
+            int result = wait_answers(channel, 0);
+            if (result < 0)
+                return result;
+            page = 0;
+        }
         if (!events->copy_page(events->opaque, sightings[at].frame,
                                channel->ring.memory->pages[page]))
             continue;
@@ -401,9 +410,8 @@ static int provide(MshChannel *channel, const MshSighting *sightings, size_t cou
 static void channel_sight(MshExchange *exchange, const MshSighting *sightings, size_t count)
 {
     MshChannel *channel = (MshChannel *)exchange;
-    /* As many at once as there are pages in the ring, so that all could be asked for. */
     for (size_t at = 0; at < count && channel->phase == READY;) {
-        size_t batch = count - at < MSH_RING_PAGES ? count - at : MSH_RING_PAGES;
+        size_t batch = count - at < MSH_RING_OUTSTANDING ? count - at : MSH_RING_OUTSTANDING;
         int result = 0;
         for (size_t i = 0; i < batch && result == 0; i++) {
             MshRequest request = {.op = MSH_REQUEST_SIGHT,

@@ -18,6 +18,7 @@
 #include "exchange.h"
 #include "memory.h"
 #include "memshare/memshare.h"
+#include "memshare/protocol.h"
 #include "pace.h"
 #include "rebuild.h"
 #include "rehome.h"
@@ -36,6 +37,8 @@ typedef struct MshSlots {
     MshSlot *items;
     size_t count, capacity;
 } MshSlots;
+
+enum { MSH_ASKING_MAX = MSH_RING_OUTSTANDING };
 
 struct MshEngine {
     char group[MSH_NAME_BYTES];
@@ -59,6 +62,8 @@ struct MshEngine {
     MshScan scan;
     MshVisit visit;
     MshCandidates pending; /* found since the last hand-over */
+    MshSighting asking[MSH_ASKING_MAX]; /* to be asked about, many at once: each time the broker has to wake */
+    size_t asking_count;
     uint8_t secret[MSH_SECRET_BYTES];
     uint64_t mappings_counted_ns;
     bool had_store;

@@ -131,6 +131,8 @@ void msh_merging_all(MshEngine *engine, MshCandidates *candidates, bool is_paced
         uint64_t start_ns = msh_engine_now_ns();
         at += merge_some(engine, candidates->items + at, count - at);
         open_ns += (msh_engine_now_ns() - start_ns) << engine->window.strain;
+        if (at == count && engine->has_window)
+            msh_window_free_replaced(&engine->window);
         pthread_mutex_unlock(&engine->memory_lock);
     }
     candidates->count = 0;

@@ -80,12 +80,11 @@ int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages,
 
 /* Both masks are exactly "written": kernels that lack 40de8160ca7f misreport otherwise, and this form
  * is the fast one. */
-static struct msh_pm_scan_arg written_scan(const void *start, size_t pages, uint64_t flags,
+static struct msh_pm_scan_arg written_scan(const void *start, size_t pages,
                                            struct msh_page_region *regions)
 {
     return (struct msh_pm_scan_arg){
         .size = sizeof(struct msh_pm_scan_arg),
-        .flags = flags,
         .start = (uintptr_t)start,
         .end = (uintptr_t)start + msh_pages_to_bytes(pages),
         .vec = (uintptr_t)regions,
@@ -100,7 +99,7 @@ int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pag
                         uint64_t *ret_end)
 {
     struct msh_page_region regions[MSH_PAGEMAP_RANGES];
-    struct msh_pm_scan_arg scan = written_scan(start, pages, 0, regions);
+    struct msh_pm_scan_arg scan = written_scan(start, pages, regions);
     scan.max_pages = max_pages;
     int count = ioctl(pagemap->fd, MSH_PAGEMAP_SCAN, &scan);
     if (count < 0)
@@ -113,10 +112,9 @@ int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pag
     return count;
 }
 
-int msh_pagemap_protect(const MshPagemap *pagemap, const void *start, size_t pages)
+static int protect(const MshPagemap *pagemap, struct msh_pm_scan_arg scan)
 {
-    struct msh_page_region regions[MSH_PAGEMAP_RANGES];
-    struct msh_pm_scan_arg scan = written_scan(start, pages, MSH_PM_SCAN_WP_MATCHING, regions);
+    scan.flags = MSH_PM_SCAN_WP_MATCHING;
     for (; scan.start < scan.end; scan.start = scan.walk_end) {
         if (ioctl(pagemap->fd, MSH_PAGEMAP_SCAN, &scan) < 0)
             return -errno;
@@ -124,4 +122,19 @@ int msh_pagemap_protect(const MshPagemap *pagemap, const void *start, size_t pag
             return -EIO;
     }
     return 0;
+}
+
+int msh_pagemap_protect(const MshPagemap *pagemap, const void *start, size_t pages)
+{
+    struct msh_page_region regions[MSH_PAGEMAP_RANGES];
+    return protect(pagemap, written_scan(start, pages, regions));
+}
+
+int msh_pagemap_protect_absent(const MshPagemap *pagemap, const void *start, size_t pages)
+{
+    struct msh_page_region regions[MSH_PAGEMAP_RANGES];
+    struct msh_pm_scan_arg scan = written_scan(start, pages, regions);
+    scan.category_mask = scan.category_inverted = MSH_PAGE_IS_PRESENT | MSH_PAGE_IS_SWAPPED;
+    scan.return_mask = MSH_PAGE_IS_PRESENT;
+    return protect(pagemap, scan);
 }

@@ -52,4 +52,7 @@ int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pag
  * on: look at presence before. */
 int msh_pagemap_protect(const MshPagemap *pagemap, const void *start, size_t pages);
 
+/* Protects those that are absent, which would count as written otherwise; who is present keeps what he has. */
+int msh_pagemap_protect_absent(const MshPagemap *pagemap, const void *start, size_t pages);
+
 #endif

@@ -112,6 +112,8 @@ void msh_track_resume(MshTrack *track, MshRegion *region, uint32_t first, uint32
             msh_track_drop(track, region, at, to);
             continue;
         }
+        /* What was replaced just now: most of it, and nobody has touched it. */
+        msh_pagemap_protect_absent(track->pagemap, start, to - at);
         for (uint32_t page = at; page < to; page++)
             if (region->state[page] == MSH_PAGE_PRIVATE)
                 msh_region_set_look(region, page, region->look[page] | MSH_LOOK_LIFTED, track->counters);

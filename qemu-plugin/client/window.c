@@ -50,7 +50,7 @@ typedef struct Run {
     MshRegion *region;
     uint32_t page, pages;
     uint32_t slot;                             /* MSH_SLOT_ZERO, or the first one */
-    uint32_t scratch;                          /* first page in the scratch area */
+    uint32_t scratch;                          /* first page in the window's part of the scratch area */
     size_t candidates_before, returned_before; /* by the plan, when it came to this run */
     uint8_t *outcome;                          /* one a page */
 } Run;
@@ -61,7 +61,7 @@ typedef struct Plan {
     Run run[MSH_WINDOW_RUNS_MAX];
     size_t runs;
     size_t candidates;                         /* taken or turned down */
-    uint8_t outcome[MSH_WINDOW_SCRATCH_PAGES]; /* by page of the scratch area */
+    uint8_t outcome[MSH_WINDOW_PAGES]; /* by page of its part of the scratch area */
 } Plan;
 
 static uint64_t now_ns(void)
@@ -73,7 +73,7 @@ static uint64_t now_ns(void)
 
 static void *scratch_page(const MshWindow *window, uint32_t page)
 {
-    return window->scratch + msh_pages_to_bytes(page);
+    return window->scratch + msh_pages_to_bytes(window->held + page);
 }
 
 static int map_scratch(MshWindow *window)
@@ -217,7 +217,7 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
     plan->spans = plan->runs = 0;
     memset(plan->outcome, LEFT, sizeof plan->outcome);
     while (at < count && plan->runs < MSH_WINDOW_RUNS_MAX && effort < window->effort &&
-           scratch + RUN_PAGES <= MSH_WINDOW_SCRATCH_PAGES) {
+           scratch + RUN_PAGES <= MSH_WINDOW_PAGES) {
         const MshCandidate *first = &candidates[at];
         uint32_t page = 0;
         MshRegion *region = msh_memory_find(window->memory, first->frame, &page);
@@ -504,11 +504,19 @@ static void close_spans(MshWindow *window, Plan *plan)
         msh_uffd_close(&window->uffd);
 }
 
+void msh_window_free_replaced(MshWindow *window)
+{
+    madvise(window->scratch, msh_pages_to_bytes(window->held), MADV_DONTNEED);
+    window->held = 0;
+}
+
 size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
                         MshSlot *ret_returned, size_t *ret_returned_count)
 {
     Plan plan;
     *ret_returned_count = 0;
+    if (window->held + MSH_WINDOW_PAGES > MSH_WINDOW_SCRATCH_PAGES)
+        msh_window_free_replaced(window);
     make_plan(window, &plan, candidates, count, ret_returned, ret_returned_count);
     if (plan.runs == 0)
         return plan.candidates;
@@ -536,8 +544,7 @@ size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_
     close_spans(window, &plan);
     uint64_t took_ns = now_ns() - opened_ns;
 
-    uint32_t scratch = plan.run[runs - 1].scratch + plan.run[runs - 1].pages;
-    madvise(window->scratch, msh_pages_to_bytes(scratch), MADV_DONTNEED);
+    window->held += plan.run[runs - 1].scratch + plan.run[runs - 1].pages;
     if (runs < plan.runs) {
         /* Time was up: what the plan did from here on is for the next window to do again. */
         plan.candidates = plan.run[runs].candidates_before;

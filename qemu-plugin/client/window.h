@@ -24,7 +24,8 @@
 #include "views.h"
 
 enum {
-    MSH_WINDOW_SCRATCH_PAGES = 512,
+    MSH_WINDOW_PAGES = 512, /* that one window can take */
+    MSH_WINDOW_SCRATCH_PAGES = 3 * MSH_WINDOW_PAGES,
     MSH_WINDOW_RUNS_MAX = 64,
     MSH_WINDOW_STRAIN_MAX = 4,
 };
@@ -32,6 +33,7 @@ enum {
 typedef struct MshWindow {
     MshUffd uffd;
     uint8_t *scratch;            /* where pages are moved to; registered for good */
+    uint32_t held;               /* pages of it, from the first on, that may hold what was replaced */
     MshTrack *track;             /* lets go of what a window is about to open */
     _Atomic uint64_t refused_at; /* mappings there were when a run was last refused for want of more; 0:
                                     none was. Cleared by the reader */
@@ -58,6 +60,9 @@ void msh_window_fini(MshWindow *window);
  */
 size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_t count,
                         MshSlot *ret_returned, size_t *ret_returned_count);
+
+/* Frees the memory of what was replaced: several windows' worth at once costs less. After the last one. */
+void msh_window_free_replaced(MshWindow *window);
 
 static inline bool msh_window_works(const MshWindow *window)
 {

@@ -342,7 +342,14 @@ static void end_pass(MshEngine *engine)
     msh_count(&engine->counters.passes, 1);
 }
 
-/* Visits one block, asks about it, and leaves what can be merged in pending. */
+static void ask(MshEngine *engine)
+{
+    if (engine->asking_count && engine->scan.secret)
+        engine->exchange->verbs->sight(engine->exchange, engine->asking, engine->asking_count);
+    engine->asking_count = 0;
+}
+
+/* Visits one block, asks about its pages or notes to do so, and leaves what can be merged in pending. */
 static int scan_block(MshEngine *engine, uint32_t max_pages)
 {
     MshVisit *visit = &engine->visit;
@@ -364,8 +371,11 @@ static int scan_block(MshEngine *engine, uint32_t max_pages)
         append_candidate(&engine->pending, visit->candidate[i]);
     if (visit->broken)
         engine->exchange->verbs->release(engine->exchange, visit->broken_slot, visit->broken);
-    if (visit->sightings && engine->scan.secret)
-        engine->exchange->verbs->sight(engine->exchange, visit->sighting, visit->sightings);
+    memcpy(engine->asking + engine->asking_count, visit->sighting,
+           visit->sightings * sizeof *visit->sighting);
+    engine->asking_count += visit->sightings;
+    if (visit->is_pass_end || engine->asking_count + MSH_SCAN_BLOCK_PAGES > MSH_ASKING_MAX)
+        ask(engine);
     return 0;
 }
 
@@ -425,7 +435,8 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
     int result = 0;
     do {
         result = scan_block(engine, MSH_SCAN_BLOCK_PAGES);
-        msh_merging_all(engine, &engine->pending, false);
+        if (engine->asking_count == 0)
+            msh_merging_all(engine, &engine->pending, false);
         poll_exchange(engine);
     } while (result == 0 && !engine->visit.is_pass_end);
     msh_merging_all(engine, &engine->pending, false);
@@ -445,6 +456,7 @@ typedef struct Pacing {
     MshPace pages, cpu;
     uint64_t rate, cpu_rate, cpu_spent_ns;
     uint32_t release_frame;
+    bool is_limited;  /* cpu_spent_ns is kept */
     bool is_fruitful; /* this pass has found something to merge */
     uint64_t idle_ns; /* rest after a pass that found nothing */
 } Pacing;
@@ -470,9 +482,13 @@ static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
         msh_pace_set_rate(&pacing->cpu, pacing->cpu_rate = cpu_rate, SECOND_NS / 100, now_ns);
     /* The window thread is never throttled itself: it gets its work from here, and what it spends
      * on that delays the next. */
-    uint64_t cpu_ns = thread_cpu_ns(pthread_self()) + thread_cpu_ns(engine->window_thread);
-    msh_pace_spend(&pacing->cpu, cpu_ns - pacing->cpu_spent_ns, now_ns);
-    pacing->cpu_spent_ns = cpu_ns;
+    bool was_limited = pacing->is_limited;
+    pacing->is_limited = percent > 0;
+    if (pacing->is_limited) { /* reading the clocks costs as much as hashing a page */
+        uint64_t cpu_ns = thread_cpu_ns(pthread_self()) + thread_cpu_ns(engine->window_thread);
+        msh_pace_spend(&pacing->cpu, was_limited ? cpu_ns - pacing->cpu_spent_ns : 0, now_ns);
+        pacing->cpu_spent_ns = cpu_ns;
+    }
     /* A slow rate is served in small steps, so that it is a rate and not a burst now and then. */
     uint64_t step = rate / 50 < MSH_SCAN_BLOCK_PAGES ? rate / 50 + 1 : MSH_SCAN_BLOCK_PAGES;
     uint64_t pages_ns = msh_pace_wait_ns(&pacing->pages, step, now_ns);
@@ -486,7 +502,7 @@ static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
 
 /* Whether more may be visited before the window thread has caught up. A pass begins when all that
  * the last one found is merged: it would only find it again. */
-static bool has_room(MshEngine *engine)
+static bool has_room_for_more(MshEngine *engine)
 {
     bool is_start = engine->scan.cursor_frame == 0;
     pthread_mutex_lock(&engine->queue_lock);
@@ -496,11 +512,18 @@ static bool has_room(MshEngine *engine)
     return has_room;
 }
 
+/* Zero pages wait for what is asked about: neighbours of theirs that match share their window. */
+static void hand_over_if_asked(MshEngine *engine)
+{
+    if (engine->asking_count == 0)
+        hand_over(engine);
+}
+
 /* One step of the scan thread. Work lock. Returns for how long there is nothing to do. */
 static uint64_t step(MshEngine *engine, Pacing *pacing)
 {
     bool is_connected = poll_exchange(engine);
-    hand_over(engine); /* hints */
+    hand_over_if_asked(engine); /* hints */
     flush_returned(engine);
     if (msh_engine_mode(engine) < MSH_MODE_CONTENT && msh_release_is_due(engine)) {
         if (!msh_release_block(engine, &pacing->release_frame))
@@ -514,10 +537,13 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
     }
     uint64_t now_ns = msh_engine_now_ns();
     uint64_t wait_ns = pace_ns(engine, pacing, now_ns);
-    if (wait_ns)
-        return wait_ns < SECOND_NS ? wait_ns : SECOND_NS;
-    if (!has_room(engine))
-        return SECOND_NS; /* the window thread wakes us */
+    bool has_room = has_room_for_more(engine);
+    if (wait_ns || !has_room) {
+        ask(engine);
+        hand_over(engine);
+        /* For want of room: the window thread wakes us. */
+        return !has_room || wait_ns > SECOND_NS ? SECOND_NS : wait_ns;
+    }
     count_mappings(engine);
     if (engine->is_moving) {
         if (move_block(engine))
@@ -533,7 +559,7 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
                    engine->visit.scanned_pages + engine->visit.skipped_pages / SKIPPED_PER_SCANNED,
                    now_ns);
     pacing->is_fruitful |= engine->pending.count > 0;
-    hand_over(engine);
+    hand_over_if_asked(engine);
     if (!engine->visit.is_pass_end)
         return 0;
     end_pass(engine);

@@ -87,7 +87,7 @@ typedef struct MshSegmentNotice { /* SEGMENT, RETIRED, FORGOTTEN, EMPTYING */
  * Ring
  */
 #define MSH_RING_ENTRIES 4096u    /* of each ring; a power of two */
-#define MSH_RING_OUTSTANDING 512u /* requests a client may have unanswered; the rest of the reply ring is
+#define MSH_RING_OUTSTANDING 1024u /* requests a client may have unanswered; the rest of the reply ring is
                                      room for hints, which are dropped when it is full */
 #define MSH_RING_PAGES 256u       /* of the page area */
 
