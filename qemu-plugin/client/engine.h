@@ -7,7 +7,7 @@
  *   2 memory   regions, page map, views, windows: held for one block of scanning or one window
  *   3 queue    candidates on their way to the window thread, slots on their way back
  * register, hold and detach take 2 and 3 only, so a slow broker never makes them wait. Stats and
- * steering take none.
+ * steering take none: all that they read, they read as atomics.
  */
 #ifndef MSH_ENGINE_H
 #define MSH_ENGINE_H
@@ -81,7 +81,7 @@ struct MshEngine {
     MshWindow window;
     bool has_window;
     MshRebuild rebuild;
-    bool has_rebuild;
+    bool has_rebuild; /* it is to be ended; whether it works it says itself */
 
     /* queue lock */
     pthread_mutex_t queue_lock;

@@ -61,7 +61,7 @@ static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, siz
                          msh_read(&engine->counters.mappings_limit); /* I11 */
     uint32_t before = msh_region_boundaries(region, page, page + pages);
     msh_track_lift(&engine->scan.track, region, page, page + pages);
-    if (is_affordable && engine->has_rebuild && msh_rebuild_works(&engine->rebuild))
+    if (is_affordable && msh_rebuild_works(&engine->rebuild))
         msh_rehome_run(&engine->rebuild, &engine->scan.pagemap, region, page, pages, first, done, old);
     for (uint32_t i = 0; i < pages; i++) {
         MshSlot slot = {first.number + i};

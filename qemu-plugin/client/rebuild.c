@@ -42,8 +42,10 @@ static void *event_main(void *opaque)
 int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshPagemap *pagemap,
                      const MshViews *views, MshCounters *counters, MshError *error)
 {
-    *rebuild = (MshRebuild){
-        .uffd = {-1}, .stop_fd = -1, .pagemap = pagemap, .views = views, .counters = counters};
+    rebuild->uffd.fd = -1;
+    rebuild->pagemap = pagemap;
+    rebuild->views = views;
+    rebuild->counters = counters;
     int result = msh_uffd_open(&rebuild->uffd, device_fd, MSH_UFFD_FOR_REBUILD, error);
     if (result < 0)
         return result;
@@ -61,8 +63,10 @@ int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshPagemap *pagem
         result = -pthread_create(&rebuild->event_thread, NULL, event_main, rebuild);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
     }
-    if (result == 0)
+    if (result == 0) {
+        atomic_store(&rebuild->is_working, true);
         return 0;
+    }
     if (rebuild->copies != MAP_FAILED)
         munmap(rebuild->copies, msh_pages_to_bytes(MSH_REBUILD_PAGES));
     if (rebuild->stop_fd >= 0)
@@ -74,7 +78,7 @@ int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshPagemap *pagem
 /* Closing the descriptor unregisters everything and wakes everybody; no more is rebuilt. */
 static void stop(MshRebuild *rebuild)
 {
-    if (!msh_rebuild_works(rebuild))
+    if (!atomic_exchange(&rebuild->is_working, false))
         return;
     (void)eventfd_write(rebuild->stop_fd, 1);
     pthread_join(rebuild->event_thread, NULL);

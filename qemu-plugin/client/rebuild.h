@@ -13,12 +13,14 @@
  * registered would show zeros for a moment. A registered mremap waits until its event is read: a
  * thread does that.
  *
- * Threads: under the memory lock; the event thread touches the userfaultfd only.
+ * Threads: under the memory lock, but msh_rebuild_works(); the event thread touches the userfaultfd
+ * only.
  */
 #ifndef MSH_REBUILD_H
 #define MSH_REBUILD_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "counters.h"
 #include "region.h"
@@ -28,6 +30,7 @@
 enum { MSH_REBUILD_PAGES = 64 };
 
 typedef struct MshRebuild {
+    _Atomic bool is_working; /* the one thing in here that is read without the lock: stats do */
     MshUffd uffd;
     uint8_t *copies; /* MSH_REBUILD_PAGES of plain memory */
     pthread_t event_thread;
@@ -37,14 +40,16 @@ typedef struct MshRebuild {
     MshCounters *counters;
 } MshRebuild;
 
+/* Zeroed before, or ended: others may ask meanwhile whether it works. */
 int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshPagemap *pagemap,
                      const MshViews *views, MshCounters *counters, MshError *error);
 void msh_rebuild_fini(MshRebuild *rebuild);
 
-/* False once its userfaultfd was lost: every run fails then. */
+/* False before msh_rebuild_init() and once its userfaultfd was lost: every run fails then. Any
+ * thread; the answer lasts for as long as the lock is held. */
 static inline bool msh_rebuild_works(const MshRebuild *rebuild)
 {
-    return rebuild->uffd.fd >= 0;
+    return atomic_load(&((MshRebuild *)rebuild)->is_working);
 }
 
 /* Unregisters a range and wakes all who wait in it, whatever happened before. If that fails the

@@ -6,10 +6,11 @@
 #include "rebuild.h"
 #include "worker.h"
 
+/* With the memory lock or, for stats, without: reads atomics, and what never changes. */
 static bool may_rebuild(const MshEngine *engine)
 {
-    return engine->has_rebuild && msh_rebuild_works(&engine->rebuild) &&
-           !atomic_load(&((MshEngine *)engine)->is_held) && engine->nothing_pinned && engine->nothing_pinned(engine->opaque);
+    return msh_rebuild_works(&engine->rebuild) && !atomic_load(&((MshEngine *)engine)->is_held) &&
+           engine->nothing_pinned && engine->nothing_pinned(engine->opaque);
 }
 
 bool msh_release_is_due(const MshEngine *engine)

@@ -9,7 +9,7 @@
 
 #include "engine.h"
 
-/* Whether there is anything to release, and a way to do it. */
+/* Whether there is anything to release, and a way to do it. Takes no lock and needs none. */
 bool msh_release_is_due(const MshEngine *engine);
 
 /* Releases up to MSH_SCAN_BLOCK_PAGES pages from *frame on, moves *frame on, and returns whether there is
