@@ -84,6 +84,7 @@ int msh_engine_new(const MshConfig *config, MshEngine **ret_engine, MshError *er
     engine->scan.wants_content = config->mode == MSH_MODE_CONTENT;
     engine->window.track = &engine->scan.track;
     msh_texts_init(&engine->texts);
+    pthread_mutex_init(&engine->start_lock, NULL);
     pthread_mutex_init(&engine->work_lock, NULL);
     pthread_mutex_init(&engine->memory_lock, NULL);
     pthread_mutex_init(&engine->queue_lock, NULL);
@@ -131,13 +132,17 @@ MshEngine *msh_engine_free(MshEngine *engine)
     pthread_mutex_destroy(&engine->queue_lock);
     pthread_mutex_destroy(&engine->memory_lock);
     pthread_mutex_destroy(&engine->work_lock);
+    pthread_mutex_destroy(&engine->start_lock);
     free(engine);
     return NULL;
 }
 
 int msh_engine_start(MshEngine *engine, MshError *error)
 {
-    return atomic_load(&engine->is_started) ? 0 : msh_worker_start(engine, error);
+    pthread_mutex_lock(&engine->start_lock);
+    int result = atomic_load(&engine->is_started) ? 0 : msh_worker_start(engine, error);
+    pthread_mutex_unlock(&engine->start_lock);
+    return result;
 }
 
 int msh_engine_detach(MshEngine *engine, MshError *error)

@@ -3,6 +3,7 @@
  * What the files of the engine share: the state behind memshare.h.
  *
  * Locks, in the order they may be taken (a lower one while holding none of the higher):
+ *   0 start    who makes the threads: of two callers one, while the other waits
  *   1 work     who drives a pass: scans, asks the exchange, may wait for the broker
  *   2 memory   regions, page map, views, windows: held for one block of scanning or one window
  *   3 queue    candidates on their way to the window thread, slots on their way back
@@ -90,7 +91,10 @@ struct MshEngine {
     MshSlots returned;
     bool is_merging; /* the window thread holds candidates of its own */
 
+    /* start lock; who reads them knows that they were made */
+    pthread_mutex_t start_lock;
     pthread_t scan_thread, window_thread;
+
     int wake_fd;
 };
 

@@ -603,6 +603,8 @@ int msh_worker_start(MshEngine *engine, MshError *error)
         if (result) {
             msh_worker_stop(engine);
             pthread_join(engine->window_thread, NULL);
+            /* Threads of a later start would end at once. */
+            atomic_store(&engine->is_stopping, false);
         }
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);

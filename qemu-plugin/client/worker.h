@@ -12,7 +12,9 @@
 /* Work lock. A complete pass on this thread, windows included. */
 int msh_worker_pass(MshEngine *engine, MshError *error);
 
+/* Start lock. Both threads, or none: it may be called again then. */
 int msh_worker_start(MshEngine *engine, MshError *error);
+/* If they were started; nobody may start them meanwhile. */
 void msh_worker_stop(MshEngine *engine);
 
 /* Tells the exchange of slots given back and closes spent views, unless the scan thread is at work

@@ -59,7 +59,7 @@ int msh_engine_new(const MshConfig *config, MshEngine **ret_engine, MshError *er
 /* Detaches, stops the threads, frees. Accepts NULL, returns NULL. Waits. */
 MshEngine *msh_engine_free(MshEngine *engine);
 
-/* Starts the two background threads; a second call does nothing. */
+/* Starts the two background threads, or none where it fails; a second call does nothing. */
 int msh_engine_start(MshEngine *engine, MshError *error);
 
 /* Sets mode off and un-shares everything before it returns: each SHARED page becomes private, in plain
