@@ -14,7 +14,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#define REQUESTS_A_TURN 256u
+#define REQUESTS_A_TURN 1024u
 /* So many are taken from the ring at once, so that the table's entries are on their way when it is asked. */
 #define REQUESTS_AT_ONCE 16u
 

@@ -21,7 +21,7 @@ enum {
     HAUL_PAGES = 64,
     SPANS_MAX = 16,
     SPAN_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES,
-    TRACKED_GAP_PAGES = 8, /* to be hashed again; more cost more than one span more */
+    TRACKED_GAP_PAGES = 16, /* to be hashed again; more cost more than one span more */
     RUN_EFFORT = 12, /* what the calls of one run cost, in pages' worth */
     EFFORT_MIN = 32,
     EFFORT_MAX = 2048,
