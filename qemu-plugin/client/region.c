@@ -265,8 +265,6 @@ void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32
     if (entered)
         msh_count(entered, 1);
     MshBlock *block = &region->block[msh_region_block(region, page)];
-    block->mapped = (uint16_t)(block->mapped + msh_page_state_is_mapped(to) -
-                               msh_page_state_is_mapped(from));
     block->broken = (uint16_t)(block->broken + (to == MSH_PAGE_BROKEN) - (from == MSH_PAGE_BROKEN));
     msh_region_set_look(region, page, 0, counters);
     region->state[page] = (uint8_t)to;

@@ -40,7 +40,7 @@ static inline unsigned msh_look_level(uint8_t look)
     return look / MSH_LOOK_LEVEL % 8;
 }
 
-enum { MSH_BLOCK_SETTLED = 2, MSH_BLOCK_QUIET = 2, MSH_BLOCK_HOT_SHARE = 16 };
+enum { MSH_BLOCK_SETTLED = 2, MSH_BLOCK_QUIET = 2, MSH_BLOCK_HOT_SHARE = 16, MSH_BLOCK_CALM = 16 };
 
 /* A huge page's worth of the region, by address; the first and the last may be cut short. */
 typedef struct MshBlock {
@@ -48,11 +48,12 @@ typedef struct MshBlock {
     bool is_tracked;    /* the kernel tells which of its pages were written (track.h) */
     uint8_t settled;    /* visits in a row that changed next to nothing; MSH_BLOCK_SETTLED: to be tracked,
                            as every block is at first */
+    uint8_t calm;       /* visits in a row, tracked, that found nothing written; MSH_BLOCK_CALM: it is visited
+                           now and then only */
     uint8_t quiet;      /* visits in a row after which a good part of a huge page could be saved and
                            it was not hot; MSH_BLOCK_QUIET: it may be split */
     uint16_t again;     /* pages to be looked at again */
     uint16_t worth;     /* pages that could be saved, were it not for the huge page */
-    uint16_t mapped;    /* SHARED and BROKEN pages */
     uint16_t broken;    /* BROKEN pages */
     uint32_t broke_pass; /* in which one was last seen to break */
     uint16_t present, changed, proposed; /* at the visit under way */

@@ -10,7 +10,12 @@ enum {
     RESTLESS_SHARE = 2,
     /* A huge page is split when at least one present page in so many can be saved. */
     SPLIT_SHARE = 4,
+    NEAR_PAGES = 16,  /* so many more in a scan of page tables cost less than another one */
     ROW_BLOCKS = 512, /* tracked blocks in one visit: 1 GiB */
+    /* A calm block is visited every so many passes, in its turn with so many neighbours: most of what an idle
+     * pass costs is the kernel's walk through page tables and mappings. */
+    CALM_PASSES = 8,
+    CALM_ROW_BLOCKS = 16,
 };
 
 /* What a word remembers of a fingerprint. A false "unchanged" (1 in 4 billion) costs a failed
@@ -229,9 +234,8 @@ static int find_presence(MshScan *scan, const MshRegion *region, uint32_t first,
                          uint8_t *ret_presence)
 {
     bool any_mapped = false; /* elsewhere it does not matter which pages are a file's */
-    for (uint32_t block = msh_region_block(region, first);
-         block <= msh_region_block(region, end - 1); block++)
-        any_mapped |= region->block[block].mapped > 0;
+    for (uint32_t page = first; page < end; page++)
+        any_mapped |= msh_region_is_mapped(region, page);
     return msh_pagemap_scan(&scan->pagemap, msh_region_address(region, first), end - first,
                             any_mapped, ret_presence);
 }
@@ -315,14 +319,38 @@ static void give_up(MshScan *scan, MshRegion *region, uint32_t first, uint32_t e
         region->block[block].settled = 0;
 }
 
-/* How far a row of tracked blocks goes in which nothing is to be looked at again. */
-static uint32_t row_end(const MshRegion *region, uint32_t block)
+/* Whether this pass leaves out a block where nothing was written for long, and nothing is to be done. */
+static bool rests(const MshScan *scan, const MshRegion *region, uint32_t number)
+{
+    const MshBlock *block = &region->block[number];
+    return block->calm == MSH_BLOCK_CALM && block->again == 0 && block->broken == 0 &&
+           (scan->pass + number / CALM_ROW_BLOCKS) % CALM_PASSES != 0;
+}
+
+/* How far a row of tracked blocks goes in which nothing is to be looked at again, and that all rest or all do
+ * not. */
+static uint32_t row_end(const MshScan *scan, const MshRegion *region, uint32_t block)
 {
     uint32_t next = block + 1;
+    bool row_rests = rests(scan, region, block);
     while (next < msh_region_blocks(region) && next - block < ROW_BLOCKS &&
-           region->block[next].is_tracked && region->block[next].again == 0)
+           region->block[next].is_tracked && region->block[next].again == 0 &&
+           rests(scan, region, next) == row_rests)
         next++;
     return msh_region_block_end(region, next - 1);
+}
+
+/* Of the blocks that were harvested to their end. */
+static void judge_calm(MshRegion *region, const MshHarvest *harvest)
+{
+    for (uint32_t block = msh_region_block(region, harvest->first);
+         block < msh_region_blocks(region) && msh_region_block_end(region, block) <= harvest->end; block++)
+        if (region->block[block].calm < MSH_BLOCK_CALM)
+            region->block[block].calm++;
+    for (uint32_t i = 0; i < harvest->ranges; i++)
+        for (uint32_t block = msh_region_block(region, harvest->written[i].first);
+             block <= msh_region_block(region, harvest->written[i].end - 1); block++)
+            region->block[block].calm = 0;
 }
 
 /* A page of a tracked block that the kernel calls written. Pages that we have mapped are so called when they
@@ -338,14 +366,22 @@ static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harve
     uint8_t presence[MSH_SCAN_BLOCK_PAGES];
     bool is_written[MSH_SCAN_BLOCK_PAGES] = {false};
     uint32_t first = harvest->first, end = harvest->end;
-    int result = find_presence(scan, region, first, end, presence);
+    int result = 0;
+    for (uint32_t i = 0; i < harvest->ranges; i++)
+        for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
+            is_written[page - first] = true;
+    for (uint32_t page = first; page < end && result == 0;) {
+        uint32_t from = page, to = page;
+        for (; page < end && page - to <= NEAR_PAGES; page++)
+            if (is_written[page - first] || (region->look[page] & MSH_LOOK_AGAIN))
+                to = page + 1;
+        if (to > from)
+            result = find_presence(scan, region, from, to, presence + (from - first));
+    }
     if (result == 0)
         result = msh_track_protect(&scan->track, region, harvest);
     if (result < 0)
         return result;
-    for (uint32_t i = 0; i < harvest->ranges; i++)
-        for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
-            is_written[page - first] = true;
     for (uint32_t page = first; page < end; page++) {
         uint32_t i = page - first;
         if (is_written[i])
@@ -377,23 +413,35 @@ static int visit_written(MshScan *scan, MshRegion *region, const MshHarvest *har
     return result;
 }
 
+/* Counts what was not looked at, and what was there at the last plain visit. */
+static void pass_over(MshScan *scan, const MshRegion *region, const MshHarvest *harvest, MshVisit *visit)
+{
+    for (uint32_t block = msh_region_block(region, harvest->first);
+         block < msh_region_blocks(region) && msh_region_block_end(region, block) <= harvest->end; block++)
+        scan->present += region->block[block].present;
+    visit->skipped_pages += harvest->end - harvest->first - visit->scanned_pages;
+}
+
 static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVisit *visit,
                          uint32_t *ret_end)
 {
     uint32_t number = msh_region_block(region, first);
     bool is_lone = region->block[number].again > 0;
-    uint32_t end = is_lone ? msh_region_block_end(region, number) : row_end(region, number);
-    MshHarvest harvest;
+    uint32_t end = is_lone ? msh_region_block_end(region, number) : row_end(scan, region, number);
+    MshHarvest harvest = {.first = first, .end = end};
+    if (rests(scan, region, number)) {
+        pass_over(scan, region, &harvest, visit);
+        *ret_end = end;
+        return 0;
+    }
     int result = msh_track_harvest(&scan->track, region, first, end, MSH_SCAN_BLOCK_PAGES, &harvest);
     if (result == 0)
         result = is_lone ? visit_again(scan, region, &harvest, visit)
                          : visit_written(scan, region, &harvest, visit);
     if (result < 0)
         return result;
-    for (uint32_t block = number;
-         block < msh_region_blocks(region) && msh_region_block_end(region, block) <= harvest.end; block++)
-        scan->present += region->block[block].present;
-    visit->skipped_pages += harvest.end - first - visit->scanned_pages;
+    judge_calm(region, &harvest);
+    pass_over(scan, region, &harvest, visit);
     if (visit->written_pages * RESTLESS_SHARE > MSH_SCAN_BLOCK_PAGES)
         give_up(scan, region, first, harvest.end);
     *ret_end = harvest.end;

@@ -59,6 +59,7 @@ bool msh_track_arm(MshTrack *track, MshRegion *region, uint32_t block)
         return false;
     }
     region->block[block].is_tracked = true;
+    region->block[block].calm = 0;
     msh_count(&track->counters->tracked_pages, msh_bytes_to_pages(length_bytes));
     return true;
 }

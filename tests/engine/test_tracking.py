@@ -85,6 +85,19 @@ def test_pages_between_those_that_merge_are_hashed_once_more(memory: Memory) -> 
         assert converge(engine)["hashed_pages"] == numbers["hashed_pages"]
 
 
+def test_a_write_to_memory_that_was_calm_for_long_is_noticed_some_passes_later(
+    memory: Memory,
+) -> None:
+    with Engine(nothing_pinned=True) as engine:
+        before = converged(engine, memory)
+        converge(engine, 24)
+        memory.write(2 * RUN, bytes(memory.expected[:4096]))
+        memory.write(0, b"own")
+        numbers = converge(engine, 12)
+        assert numbers["breaks"] == 1
+        assert numbers["shared_pages"] == before["shared_pages"], "one more, one less"
+
+
 def test_rebuilding_lets_go_of_what_it_rebuilds_only(memory: Memory) -> None:
     with Engine(nothing_pinned=True) as engine:
         before = converged(engine, memory)
