@@ -51,7 +51,8 @@ struct MshEngine {
     _Atomic uint32_t mode, ceiling, cpu_limit_percent;
     _Atomic uint64_t scan_rate_pages;
     _Atomic bool wants_anew; /* the next pass shall look at everything */
-    _Atomic bool is_held, is_stopping, is_started, is_connected, is_barred;
+    _Atomic bool is_held, is_stopping, is_started, is_connected;
+    _Atomic bool is_barred; /* for good: it merges nothing. Set under the memory lock */
     _Atomic uint32_t protocol;
     MshCounters counters;
     MshTexts texts;

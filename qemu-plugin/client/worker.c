@@ -149,31 +149,40 @@ static void begin_moving(MshEngine *engine)
     engine->moving_earliest_ns = msh_engine_now_ns() + engine->moving_rest_ns;
 }
 
-static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
+/* What windows and rebuilding need, once. An engine that is barred stays so: no other store changes what the
+ * kernel has refused, and rebuilding is there still when only the window was lost. Memory lock. */
+static int prepare(MshEngine *engine, int device_fd)
 {
-    MshEngine *engine = opaque;
     MshError error = {0};
-    int result = 0;
-    pthread_mutex_lock(&engine->memory_lock);
-    if (!engine->has_window) {
-        result = msh_window_init(&engine->window, device_fd, &engine->scan.pagemap, &engine->memory,
+    if (atomic_load(&engine->is_barred))
+        return -ENOSYS;
+    if (engine->has_window)
+        return 0;
+    int result = msh_window_init(&engine->window, device_fd, &engine->scan.pagemap, &engine->memory,
                                  &engine->views, &engine->counters, &error);
-        engine->has_window = result == 0;
-        if (result == 0)
-            msh_track_init(&engine->scan.track, &engine->window.uffd, &engine->scan.pagemap,
-                           &engine->counters);
-        if (result == 0) {
-            result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->scan.pagemap,
-                                      &engine->views, &engine->counters, &error);
-            engine->has_rebuild = result == 0;
-        }
+    engine->has_window = result == 0;
+    if (result == 0) {
+        msh_track_init(&engine->scan.track, &engine->window.uffd, &engine->scan.pagemap,
+                       &engine->counters);
+        result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->scan.pagemap, &engine->views,
+                                  &engine->counters, &error);
+        engine->has_rebuild = result == 0;
     }
-    pthread_mutex_unlock(&engine->memory_lock);
     if (result < 0) {
         msh_text_set(&engine->texts, &engine->barred_reason, error.text);
         atomic_store(&engine->is_barred, true);
-        return result;
     }
+    return result;
+}
+
+static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
+{
+    MshEngine *engine = opaque;
+    pthread_mutex_lock(&engine->memory_lock);
+    int result = prepare(engine, device_fd);
+    pthread_mutex_unlock(&engine->memory_lock);
+    if (result < 0)
+        return result;
     memcpy(engine->secret, secret, sizeof engine->secret);
     engine->scan.secret = engine->secret;
     engine->missed = 0;
@@ -349,12 +358,14 @@ static void ask(MshEngine *engine)
     engine->asking_count = 0;
 }
 
-/* Visits one block, asks about its pages or notes to do so, and leaves what can be merged in pending. */
+/* Visits one block, asks about its pages or notes to do so, and leaves what can be merged in pending. A barred
+ * engine only notices what was written to, and gives slots back. */
 static int scan_block(MshEngine *engine, uint32_t max_pages)
 {
     MshVisit *visit = &engine->visit;
     flush_returned(engine);
-    bool wants_content = msh_engine_mode(engine) == MSH_MODE_CONTENT;
+    bool is_barred = atomic_load(&engine->is_barred);
+    bool wants_content = msh_engine_mode(engine) == MSH_MODE_CONTENT && !is_barred;
     if (wants_content != engine->scan.wants_content)
         atomic_store(&engine->wants_anew, true);
     engine->scan.wants_content = wants_content;
@@ -367,7 +378,7 @@ static int scan_block(MshEngine *engine, uint32_t max_pages)
     pthread_mutex_unlock(&engine->memory_lock);
     if (result < 0)
         return result;
-    for (size_t i = 0; i < visit->candidates; i++)
+    for (size_t i = 0; i < visit->candidates && !is_barred; i++)
         append_candidate(&engine->pending, visit->candidate[i]);
     if (visit->broken)
         engine->exchange->verbs->release(engine->exchange, visit->broken_slot, visit->broken);
