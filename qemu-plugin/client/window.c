@@ -344,8 +344,7 @@ static void move_back(MshWindow *window, MshRegion *region, uint32_t page, uint3
 }
 
 /* The mapping failed, and may have unmapped its target before: the page goes back, with its memory
- * where its address has none. Other memory must not stand there for a moment: it would show zeros.
- * I1 */
+ * where its address has none. None other may stand there for a moment: it would show zeros. I1 */
 static void restore(MshWindow *window, Run *run, uint32_t at, uint32_t pages)
 {
     unsigned char residency[RUN_PAGES];

@@ -4,6 +4,7 @@
 Runs in a process of its own. Argument: a key of SCENARIOS.
 """
 
+import mmap
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from memshare.engine import Engine
 PAGES = 128
 #: Several times as long as a window may begin new runs.
 SLOW_NS = 1_000_000
+#: Windows begin small: among so many pages the last would like to move several hauls in one call.
+MANY_PAGES, HAUL_PAGES = 4096, 64
 
 
 def slow() -> None:
@@ -55,7 +58,24 @@ def bytes_() -> None:
             assert engine.stats()["compare_failures"] >= 3, engine.stats()
 
 
-SCENARIOS: dict[str, Callable[[], None]] = {"slow": slow, "bytes": bytes_}
+def hauls() -> None:
+    """Zero pages that all follow each other."""
+    memory = Memory(MANY_PAGES)
+    memory.buffer.madvise(mmap.MADV_NOHUGEPAGE)
+    memory.fill(lambda _: 0)
+    faults = Faults()
+    faults.watch(memory.address, MANY_PAGES * PAGE_BYTES)
+    with Engine(nothing_pinned=True) as engine:
+        engine.register(memory.buffer)
+        for _ in range(4):
+            engine.scan_once()
+        stats, moves = engine.stats(), faults.calls("MOVE_OUT")
+        assert stats["zero_pages"] == MANY_PAGES, stats
+        assert moves >= MANY_PAGES // HAUL_PAGES, (moves, stats)
+        memory.check()
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {"slow": slow, "bytes": bytes_, "hauls": hauls}
 
 if __name__ == "__main__":
     SCENARIOS[sys.argv[1]]()

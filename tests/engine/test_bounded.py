@@ -16,6 +16,12 @@ def test_I8_no_run_begins_when_the_time_is_up() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_I8_one_call_moves_no_more_than_there_is_time_for() -> None:
+    """Pages that follow each other are moved together, but not as many as a window may take."""
+    run = run_scenario("tests.engine.bounded", "hauls")
+    assert run.returncode == 0, run.stderr
+
+
 def test_I2_every_byte_is_compared() -> None:
     """Pages that differ in one byte, wherever it is, do not become one."""
     run = run_scenario("tests.engine.bounded", "bytes")

@@ -10,9 +10,13 @@ import msgspec
 WINDOW = "qemu-plugin/client/window.c"
 REBUILD = "qemu-plugin/client/rebuild.c"
 RELEASE = "qemu-plugin/client/release.c"
+REHOME = "qemu-plugin/client/rehome.c"
+UFFD = "qemu-plugin/client/uffd.c"
 SEGMENT = "qemu-plugin/store/segment.c"
+SHELF = "qemu-plugin/store/shelf.c"
+GROUP = "qemu-plugin/store/group.c"
 GRANTS = "qemu-plugin/core/grants.c"
-FILES = (WINDOW, REBUILD, RELEASE, SEGMENT, GRANTS)
+FILES = (WINDOW, REBUILD, RELEASE, REHOME, UFFD, SEGMENT, SHELF, GROUP, GRANTS)
 
 FAILING = "tests/engine/test_failing_calls.py::test_I1_a_failing_call_costs_no_byte"
 SLEEPER = "tests/engine/test_sleepers.py::test_I8_a_sleeper_wakes"
@@ -39,6 +43,16 @@ MUTANTS = (
         old="(runs == 0 || now_ns() - opened_ns < CLOSE_AFTER_NS)",
         new="(runs == 0 || now_ns() - opened_ns < 1000ull * CLOSE_AFTER_NS)",
         tests=("tests/engine/test_bounded.py::test_I8_no_run_begins_when_the_time_is_up",),
+    ),
+    Mutant(
+        name="haul-is-endless",
+        file=WINDOW,
+        citation="it stays within 200 us. I8",
+        old="            pages > HAUL_PAGES)",
+        new="            pages > MSH_WINDOW_PAGES)",
+        tests=(
+            "tests/engine/test_bounded.py::test_I8_one_call_moves_no_more_than_there_is_time_for",
+        ),
     ),
     Mutant(
         name="budget-is-endless",
@@ -100,16 +114,16 @@ MUTANTS = (
         name="contents-are-not-compared",
         file=WINDOW,
         citation="I2: both sides of the comparison",
-        old="slot), MSH_PAGE_BYTES) == 0;",
-        new="slot), 0) == 0;",
+        old="slot), slot), MSH_PAGE_BYTES)",
+        new="slot), slot), 0)",
         tests=(f"{FAILING}[MOVE_OUT]",),
     ),
     Mutant(
         name="all-but-the-last-byte-is-compared",
         file=WINDOW,
         citation="I2: both sides of the comparison",
-        old="slot), MSH_PAGE_BYTES) == 0;",
-        new="slot), MSH_PAGE_BYTES - 1) == 0;",
+        old="slot), slot), MSH_PAGE_BYTES)",
+        new="slot), slot), MSH_PAGE_BYTES - 1)",
         tests=("tests/engine/test_bounded.py::test_I2_every_byte_is_compared",),
     ),
     Mutant(
@@ -135,6 +149,22 @@ MUTANTS = (
         old="msh_uffd_wake(&window->uffd, start, length_bytes)",
         new="msh_uffd_wake(&window->uffd, start, length_bytes < MSH_PAGE_BYTES ? length_bytes : MSH_PAGE_BYTES)",
         tests=(f"{SLEEPER}[shared-read]",),
+    ),
+    Mutant(
+        name="window-stays-registered",
+        file=WINDOW,
+        citation="would sleep for ever. I8",
+        old="int result = msh_uffd_unregister(&window->uffd, start, length_bytes);",
+        new="int result = 0;",
+        tests=("tests/engine/test_lifecycle.py::test_I12_detach_leaves_memory_as_it_was",),
+    ),
+    Mutant(
+        name="stuck-window-goes-on",
+        file=WINDOW,
+        citation="would sleep for ever. I8",
+        old="    if (is_stuck)\n        msh_uffd_close",
+        new="    if (is_stuck && window->uffd.fd < 0)\n        msh_uffd_close",
+        tests=("unit-engine-loss",),
     ),
     Mutant(
         name="rebuild-skips-a-page",
@@ -231,6 +261,62 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        name="slots-are-taken-over-uncompared",
+        file=REHOME,
+        citation="I2: neither side of the comparison",
+        old="new), MSH_PAGE_BYTES) == 0;",
+        new="new), 0) == 0;",
+        tests=("unit-engine-rehome",),
+    ),
+    Mutant(
+        name="all-but-a-slot's-last-byte-is-compared",
+        file=REHOME,
+        citation="I2: neither side of the comparison",
+        old="new), MSH_PAGE_BYTES) == 0;",
+        new="new), MSH_PAGE_BYTES - 1) == 0;",
+        tests=("unit-engine-rehome",),
+    ),
+    Mutant(
+        name="rehome-leaves-a-gap",
+        file=REHOME,
+        citation="may stand there for a moment. I1",
+        old="        if (mincore(home, length_bytes, residency) == 0)\n            return",
+        new="        if (mincore(home, length_bytes, residency) != 1)\n            return",
+        tests=("unit-engine-rehome",),
+    ),
+    Mutant(
+        name="written-pages-take-over-slots",
+        file=REHOME,
+        citation="may have been: it stays. I1",
+        old="presence[end] == (MSH_PRESENT | MSH_PRESENT_FILE))",
+        new="(presence[end] & MSH_PRESENT))",
+        tests=("unit-engine-rehome",),
+    ),
+    Mutant(
+        name="unsaid-moves-are-lost",
+        file=UFFD,
+        citation="7.2 clears the error). I1",
+        old="if (result == EEXIST || (result && moved_bytes)) {",
+        new="if (result && moved_bytes) {",
+        tests=(f"{FAILING}[MOVE_OUT]",),
+    ),
+    Mutant(
+        name="pages-left-behind-count-as-moved",
+        file=UFFD,
+        citation="7.2 clears the error). I1",
+        old="while (at < length_bytes && is_empty(pagemap, source + at) &&",
+        new="while (at < length_bytes &&",
+        tests=(f"{FAILING}[MOVE_OUT]",),
+    ),
+    Mutant(
+        name="absent-pages-count-as-moved",
+        file=UFFD,
+        citation="7.2 clears the error). I1",
+        old="           !is_empty(pagemap, destination + at))",
+        new="           true)",
+        tests=(f"{FAILING}[MOVE_OUT]",),
+    ),
+    Mutant(
         name="full-segment-can-grow",
         file=SEGMENT,
         citation="/* I4 */",
@@ -271,6 +357,38 @@ MUTANTS = (
         old="memcpy(segment->mapping + msh_pages_to_bytes(segment->used_slots), segment->staged,",
         new="memcpy(segment->mapping, segment->staged,",
         tests=("unit-segment",),
+    ),
+    Mutant(
+        name="number-comes-back-while-it-is-known",
+        file=SHELF,
+        citation="/* I4 */",
+        old="!place->segment && place->shown == 0 && !place->unswept;",
+        new="!place->segment && !place->unswept;",
+        tests=("unit-group",),
+    ),
+    Mutant(
+        name="number-comes-back-unswept",
+        file=SHELF,
+        citation="/* I4 */",
+        old="!place->segment && place->shown == 0 && !place->unswept;",
+        new="!place->segment && place->shown == 0;",
+        tests=("unit-group",),
+    ),
+    Mutant(
+        name="groups-have-one-secret",
+        file=GROUP,
+        citation="/* I5 */",
+        old="fill_random(group->secret, sizeof(group->secret));",
+        new="0;",
+        tests=("unit-group",),
+    ),
+    Mutant(
+        name="who-leaves-keeps-segments",
+        file=GROUP,
+        citation="/* I6 */",
+        old="msh_holder_free(member->holder, retire, group);",
+        new="msh_holder_free(member->holder, NULL, NULL);",
+        tests=("unit-group",),
     ),
     Mutant(
         name="slot-is-given-out-again",
