@@ -203,6 +203,29 @@ static void test_I4_a_number_comes_back_only_when_forgotten_and_swept(void **sta
     assert_int_equal(sight(c, 2, 1, &other), MSH_ANSWER_NEW);
 }
 
+/* Nobody was shown the segment; but the table is large, so that it is not swept for a slot or two. */
+static void test_I4_a_number_that_nobody_knows_comes_back_when_swept(void **state)
+{
+    (void)state;
+    MshSlot slot, other;
+    bool came_back = false;
+    for (uint32_t i = 100; i < 180; i++)
+        assert_int_equal(sight(c, i, i, &slot), MSH_ANSWER_NEW);
+    slot = share(a, b, 1);
+    msh_group_release(a, slot);
+    msh_group_release(b, slot);
+    other = share(a, b, 2);
+    assert_int_not_equal(msh_slot_segment(other), msh_slot_segment(slot));
+    assert_int_equal(sight(c, 1, 1, &other), MSH_ANSWER_NEW); /* no slot of that name holds it */
+    for (uint32_t i = 3; i < 100 && !came_back; i++) {
+        msh_group_release(a, other); /* the last of its segment */
+        msh_group_release(b, other);
+        other = share(a, b, i);
+        came_back = msh_slot_segment(other) == msh_slot_segment(slot);
+    }
+    assert_true(came_back);
+}
+
 static void test_I4_leaving_forgets_for_the_member(void **state)
 {
     (void)state;
@@ -362,6 +385,7 @@ int main(void)
         TEST(test_a_dead_slot_is_found_again_while_its_segment_lives),
         TEST(test_I6_leaving_returns_everything),
         TEST(test_I4_a_number_comes_back_only_when_forgotten_and_swept),
+        TEST(test_I4_a_number_that_nobody_knows_comes_back_when_swept),
         TEST(test_I4_leaving_forgets_for_the_member),
         TEST(test_many_retirements_keep_table_and_store_in_step),
         TEST(test_showing_needs_a_grant_and_gives_a_readonly_descriptor),
