@@ -183,13 +183,33 @@ static void retire(void *opaque, uint32_t segment)
     tell_knowers(group, segment, group->events.retired);
 }
 
+static void empty(MshGroup *group, uint32_t segment)
+{
+    msh_shelf_empty(group->shelf, segment);
+    tell_knowers(group, segment, group->events.emptying);
+}
+
 /* Empties the segment if it is time: once, when a grant there has ended or its filling has. */
 static void consider(MshGroup *group, uint32_t segment)
 {
-    if (!msh_shelf_wants_emptying(group->shelf, segment))
+    if (msh_shelf_wants_emptying(group->shelf, segment))
+        empty(group, segment);
+}
+
+/* Dead slots of the store as a whole, at times: all its segments are gone through for it. */
+static void consider_all(MshGroup *group)
+{
+    enum { RELEASES = 16 };
+    if (group->stats.releases % RELEASES)
         return;
-    msh_shelf_empty(group->shelf, segment);
-    tell_knowers(group, segment, group->events.emptying);
+    uint32_t deadest = msh_shelf_deadest(group->shelf);
+    if (deadest == MSH_SHELF_NONE)
+        return;
+    /* What could not move for want of room would only be matched no more. */
+    uint64_t live_bytes = msh_pages_to_bytes(msh_grants_live(group->grants, deadest));
+    if (group->limits.store_bytes && store_bytes(group) + live_bytes > group->limits.store_bytes)
+        return;
+    empty(group, deadest);
 }
 
 enum { MSH_E_WRONG_BYTES = 1 };
@@ -434,6 +454,7 @@ int msh_group_release(MshMember *member, MshSlot slot)
         retire(member->group, msh_slot_segment(slot));
     else
         consider(member->group, msh_slot_segment(slot));
+    consider_all(member->group);
     return 0;
 }
 

@@ -10,7 +10,8 @@
  *     rewrites its page meanwhile gains nothing.
  *   - A grant is counted before the answer that tells of it is returned. A wrong count wastes
  *     memory and cannot corrupt: slots are immutable (I3).
- *   - A segment that is not filled any more and has less than half of its slots live is emptied: no
+ *   - A segment that is not filled any more and has less than half of its slots live is emptied, and so is
+ *     the one with most dead slots when more than a tenth of all is dead and there is room to move it: no
  *     grant is given in it any more, and what is live there is asked for once more, of whoever
  *     sights it first, to get a slot elsewhere. Grants held there stay good.
  *   - When a segment has no grant left it is retired: no new match names it, and the group's own

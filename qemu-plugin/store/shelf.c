@@ -9,7 +9,10 @@
 #include "memshare/protocol.h"
 #include "segment.h"
 
-enum { UNSWEPT_SEGMENTS_MAX = 64 };
+enum {
+    UNSWEPT_SEGMENTS_MAX = 64,
+    DEAD_SHARE = 10, /* at most one slot in so many */
+};
 
 typedef struct Place {   /* of one number */
     MshSegment *segment; /* NULL unless kept */
@@ -148,6 +151,24 @@ bool msh_shelf_wants_emptying(const MshShelf *shelf, uint32_t segment)
         return false;
     uint32_t live = msh_grants_live(shelf->grants, segment);
     return live > 0 && 2 * live < msh_grants_filled(shelf->grants, segment);
+}
+
+uint32_t msh_shelf_deadest(const MshShelf *shelf)
+{
+    uint64_t filled = 0, dead = 0;
+    uint32_t deadest = MSH_SHELF_NONE, most = 0;
+    for (uint32_t i = 0; i < shelf->count; i++) {
+        if (!shelf->places[i].segment || shelf->places[i].is_emptying)
+            continue;
+        uint32_t here = msh_grants_filled(shelf->grants, i) - msh_grants_live(shelf->grants, i);
+        filled += msh_grants_filled(shelf->grants, i);
+        dead += here;
+        if (here > most && shelf->places[i].segment != shelf->filling) {
+            most = here;
+            deadest = i;
+        }
+    }
+    return DEAD_SHARE * dead > filled ? deadest : MSH_SHELF_NONE;
 }
 
 void msh_shelf_empty(MshShelf *shelf, uint32_t segment)

@@ -39,6 +39,9 @@ uint32_t msh_shelf_filling(const MshShelf *shelf);
 /* Whether a kept segment that is not being filled is mostly dead: less than half of its slots have
  * grants, but some do. True until it is emptying. */
 bool msh_shelf_wants_emptying(const MshShelf *shelf, uint32_t segment);
+/* Of the segments that are kept and not emptying, if more than a tenth of their slots is dead: the one that has
+ * most of them, and is not being filled. Else MSH_SHELF_NONE. O(segments). */
+uint32_t msh_shelf_deadest(const MshShelf *shelf);
 /* From now on it is emptying, until it is retired. */
 void msh_shelf_empty(MshShelf *shelf, uint32_t segment);
 bool msh_shelf_is_emptying(const MshShelf *shelf, uint32_t segment);

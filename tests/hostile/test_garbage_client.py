@@ -199,7 +199,7 @@ def releases_what_it_has_not(client: Client) -> None:
         (pushed_too_far, "count of requests cannot be true"),
         (pushed_backwards, "count of requests cannot be true"),
         (popped_what_never_was, "count of replies cannot be true"),
-        (never_reads_replies, "more than 512 requests unanswered"),
+        (never_reads_replies, f"more than {wire.RING_OUTSTANDING} requests unanswered"),
         (releases_what_it_has_not, "65 releases of slots it holds no grant on"),
     ],
 )

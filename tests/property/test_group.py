@@ -56,6 +56,7 @@ class Group(RuleBasedStateMachine):
         self.contents: dict[int, bytes] = {}  # of every slot in segments that are not retired
         self.retired: dict[int, set[Member]] = {}  # and who has yet to forget it
         self.filling: int | None = None
+        self.releases = 0
         self.emptying: set[int] = set()
         self.hints: list[tuple[Any, int, int]] = []
         self.retirements: list[tuple[Any, int]] = []
@@ -222,8 +223,11 @@ class Group(RuleBasedStateMachine):
         assert (result == 0) == (member.held[slot] > 0)
         if result == 0:
             member.held[slot] -= 1
+            self.releases += 1
         self.retire_what_is_empty({slot // SEGMENT_SLOTS})
-        self.empty_what_is_mostly_dead({slot // SEGMENT_SLOTS})
+        self.empty_what_is_mostly_dead(
+            {slot // SEGMENT_SLOTS}, all_too=result == 0 and self.releases % 16 == 0
+        )
 
     @rule(seat=seats)
     def leave_and_join(self, seat: int) -> None:
@@ -259,14 +263,33 @@ class Group(RuleBasedStateMachine):
             expected += [(m.handle, segment) for m in knowers]
         assert Counter(map(str, self.retirements)) == Counter(map(str, expected))
 
-    def empty_what_is_mostly_dead(self, candidates: set[int]) -> None:
-        expected = []
-        for segment in candidates - self.emptying - {self.filling}:
-            kept = self.kept_in(segment)
-            if 2 * sum(map(self.is_live, kept)) < len(kept):
-                self.emptying.add(segment)
-                expected += [(m.handle, segment) for m in self.members if segment in m.shown]
+    def empty_what_is_mostly_dead(self, candidates: set[int], *, all_too: bool = False) -> None:
+        due = {
+            segment
+            for segment in candidates - self.emptying - {self.filling}
+            if 2 * sum(map(self.is_live, self.kept_in(segment))) < len(self.kept_in(segment))
+        }
+        self.emptying |= due
+        if all_too:
+            due |= self.deadest()
+        self.emptying |= due
+        expected = [
+            (m.handle, segment) for segment in due for m in self.members if segment in m.shown
+        ]
         assert Counter(map(str, self.emptyings)) == Counter(map(str, expected))
+
+    def deadest(self) -> set[int]:
+        kept = {slot for slot in self.contents if slot // SEGMENT_SLOTS not in self.emptying}
+        dead = Counter(slot // SEGMENT_SLOTS for slot in kept if not self.is_live(slot))
+        if 10 * dead.total() <= len(kept):
+            return set()
+        del dead[self.filling]
+        if not dead:
+            return set()
+        segment = min(dead, key=lambda segment: (-dead[segment], segment))
+        live = sum(map(self.is_live, self.kept_in(segment)))
+        has_room = not 0 < self.store_pages < len(self.contents) + live
+        return {segment} if has_room else set()
 
     def forgotten(self, segment: int, member: Member) -> None:
         member.shown.discard(segment)

@@ -182,12 +182,50 @@ static void test_a_number_that_comes_back_is_not_emptying(void **state)
     assert_int_equal(sight(c, 50, 1, &slot), MSH_ANSWER_MATCH);
 }
 
+enum { MANY_SLOTS = 100 };
+
+/* A closed segment 0 of MANY_SLOTS slots, each granted to a and b. */
+static void share_many_and_close(void)
+{
+    begin_room_for(MANY_SLOTS);
+    for (uint32_t i = 0; i < MANY_SLOTS; i++)
+        share(a, b, i);
+    close(msh_member_show(a, 0));
+    close_segment(150);
+}
+
+static void test_the_deadest_segment_is_emptied_when_a_tenth_of_the_store_is_dead(void **state)
+{
+    (void)state;
+    share_many_and_close();
+    for (uint32_t i = 0; i < MANY_SLOTS / 10; i++)
+        release_both(msh_slot(0, i));
+    assert_int_equal(emptyings_count, 0);
+    for (uint32_t i = MANY_SLOTS / 10; i < MANY_SLOTS / 5; i++)
+        release_both(msh_slot(0, i));
+    assert_int_equal(emptyings_count, 1);
+    assert_int_equal(emptyings[0].segment, 0);
+}
+
+static void test_a_segment_is_not_emptied_where_there_is_no_room_to_move(void **state)
+{
+    (void)state;
+    stop(state);
+    start(&(MshGroupLimits){.store_bytes = (MANY_SLOTS + 20) * MSH_PAGE_BYTES});
+    share_many_and_close();
+    for (uint32_t i = 0; i < MANY_SLOTS / 2; i++)
+        release_both(msh_slot(0, i));
+    assert_int_equal(emptyings_count, 0);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, start_unlimited, stop)
     const struct CMUnitTest tests[] = {
         TEST(test_a_segment_less_than_half_live_is_emptied_once),
         TEST(test_the_segment_being_filled_is_spared),
+        TEST(test_the_deadest_segment_is_emptied_when_a_tenth_of_the_store_is_dead),
+        TEST(test_a_segment_is_not_emptied_where_there_is_no_room_to_move),
         TEST(test_I4_nothing_is_granted_in_a_segment_that_is_emptied),
         TEST(test_wrong_bytes_are_rejected_while_emptying_too),
         TEST(test_I6_leaving_empties_what_it_leaves_mostly_dead),
