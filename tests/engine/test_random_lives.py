@@ -24,6 +24,7 @@ class EnginesAndMemory(RuleBasedStateMachine):
         self.engines = [Engine(nothing_pinned=True), Engine(nothing_pinned=False)]
         self.memories = [Memory(PAGES).fill(lambda page: page // 4 % 5) for _ in range(3)]
         self.owner: list[int | None] = [None, None, None]
+        self.held = [False, False]
 
     def teardown(self) -> None:
         """Close the engines; their memory goes on."""
@@ -42,7 +43,7 @@ class EnginesAndMemory(RuleBasedStateMachine):
 
     @rule(m=memories)
     def unregister(self, m: int) -> None:
-        """Where pages were not rebuilt, other memory is used from then on."""
+        """Where pages were not rebuilt, which needs the promise and no hold, other memory is used from then on."""
         owner = self.owner[m]
         if owner is None:
             return
@@ -50,7 +51,7 @@ class EnginesAndMemory(RuleBasedStateMachine):
         self.memories[m].check()
         assert not any({"um", "uw"} & mapping.flags for mapping in mappings_of(self.memories[m]))
         if any(mapping.name for mapping in mappings_of(self.memories[m])):
-            assert owner == 1
+            assert owner == 1 or self.held[owner]
             self.memories[m] = Memory(PAGES).fill(lambda page: page % 3)
         self.owner[m] = None
 
@@ -97,6 +98,7 @@ class EnginesAndMemory(RuleBasedStateMachine):
     def hold(self, e: int, *, hold: bool) -> None:
         """Nothing is registered while held."""
         self.engines[e].hold(hold=hold)
+        self.held[e] = hold
         if hold:
             for m, owner in enumerate(self.owner):
                 flags = [mapping.flags for mapping in mappings_of(self.memories[m])]
@@ -116,6 +118,7 @@ class EnginesAndMemory(RuleBasedStateMachine):
     def converge(self, e: int) -> None:
         """All together, at the end of the day, in mode content."""
         self.engines[e].hold(hold=False)
+        self.held[e] = False
         self.engines[e].set(mode="content")
         for _ in range(4):
             self.engines[e].scan_once()
