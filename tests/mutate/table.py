@@ -306,7 +306,7 @@ MUTANTS = (
         citation="7.2 clears the error). I1",
         old="while (at < length_bytes && is_empty(pagemap, source + at) &&",
         new="while (at < length_bytes &&",
-        tests=(f"{FAILING}[MOVE_OUT]",),
+        tests=("unit-engine-move",),
     ),
     Mutant(
         name="absent-pages-count-as-moved",
@@ -314,7 +314,7 @@ MUTANTS = (
         citation="7.2 clears the error). I1",
         old="           !is_empty(pagemap, destination + at))",
         new="           true)",
-        tests=(f"{FAILING}[MOVE_OUT]",),
+        tests=("unit-engine-move",),
     ),
     Mutant(
         name="full-segment-can-grow",
