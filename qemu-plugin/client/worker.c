@@ -542,6 +542,11 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
         return SECOND_NS * MSH_SCAN_BLOCK_PAGES / RELEASE_RATE_MIN;
     }
     if (msh_engine_mode(engine) == MSH_MODE_OFF || atomic_load(&engine->is_held) || !is_connected) {
+        if (engine->asking_count) { /* nobody asks now; what was found waits for no answer, nor keeps slots */
+            engine->asking_count = 0;
+            atomic_store(&engine->wants_anew, true);
+        }
+        hand_over(engine);
         /* No pass ends now that would do it, and a view keeps a dead segment's memory. */
         close_spent_views(engine);
         return SECOND_NS / 10;
