@@ -4,6 +4,7 @@
 import ctypes
 import mmap
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import groupby
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 from tests.lib.broker import build_directory
 
-from memshare.bench import engine, frames, rig
+from memshare.bench import cores, engine, frames, rig
 from memshare.bench.frames import FrameCounter, Region
 from memshare.bench.workers import Worker
 from memshare.clients import procfs
@@ -143,10 +144,22 @@ def test_store_counts_by_what_its_files_hold(pair: list[Worker]) -> None:
         os.close(segment)
 
 
+def test_what_is_measured_has_a_core_of_its_own() -> None:
+    ours = os.sched_getaffinity(0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other:
+        with pytest.raises(KeyError), cores.alone_on_one([other.pid]):
+            taken = os.sched_getaffinity(other.pid)
+            assert len(taken) == 1
+            assert len(ours) == 1 or os.sched_getaffinity(0) == ours - taken
+            raise KeyError
+        assert os.sched_getaffinity(other.pid) == os.sched_getaffinity(0) == ours
+
+
 RESULT = engine.Result(
     case="runs16", busy=False, ours_cpu_seconds=1.0, ksmd_cpu_seconds=5.0, cpu_ratio=0.2,
     oracle_fraction=0.99, reread_seconds_ours=0.1, reread_seconds_ksm=0.1, ours=[],
     off_cpu_seconds=[], ksmd=[], size_bytes=1 << 30, ksm_use_zero_pages=False, kernel="", cpu_model="", load_before=0.0,
+    one_core=True,
 )  # fmt: skip
 
 

@@ -8,6 +8,10 @@ ours   engines through a real broker, background threads, no scan rate limit
 off    the same in mode off, for the same time: what ours costs anyway, subtracted
 ksmd   KSM with its knobs as in KSM_KNOBS
 
+Without busy threads all that shares has one core, and so has ksmd, which is one thread; this program has the
+others. Engines at work on two cores at once would pay for each other's use of the memory, and the figure would be the
+machine's. With busy threads, whose point is that other cores run the same process, all go where they like.
+
 Ours and ksmd both end at 99% of the oracle, by distinct page frames, and are charged up to the end of
 the look that saw it. A look holds the locks of the address spaces, for which an engine that changes
 mappings would spin; so who merges is asked first, and there is no look before it claims as much. A read of
@@ -18,12 +22,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 import msgspec
 
+from memshare.bench.cores import alone_on_one
 from memshare.bench.frames import FrameCounter
 from memshare.bench.progress import Progress
 from memshare.bench.rig import (
@@ -93,6 +99,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
     cpu_model: str
     load_before: float
+    one_core: bool
 
 
 class NotConvergedError(MeasurementError):
@@ -119,10 +126,13 @@ class Bench:
     def ours(self, label: str, case: str, *, busy: bool) -> Reached:
         """Share with engines and a broker until the oracle is reached."""
         with self._rig.group(label, case, busy=busy) as group:
-            before_ns = group.cpu_ns()
-            group.start("content")
             regions = [worker.region for worker in group.workers]
-            with FrameCounter(regions, group.broker_pid) as frames:
+            with (
+                self._cores(group.pids, busy=busy),
+                FrameCounter(regions, group.broker_pid) as frames,
+            ):
+                before_ns = group.cpu_ns()
+                group.start("content")
                 try:
                     reached = self._watch(
                         label,
@@ -140,7 +150,10 @@ class Bench:
 
     def off(self, label: str, case: str, wall_seconds: float, *, busy: bool) -> float:
         """Return what engines in mode off cost in that time."""
-        with self._rig.group(label, case, busy=busy) as group:
+        with (
+            self._rig.group(label, case, busy=busy) as group,
+            self._cores(group.pids, busy=busy),
+        ):
             before_ns = group.cpu_ns()
             group.start("off")
             self._progress.update(f"{label}: {wall_seconds:.1f} s in mode off")
@@ -155,7 +168,10 @@ class Bench:
             for worker in pair:
                 worker.ask("ksm")
             before_ns = procfs.cpu_ns(self._ksmd)
-            with FrameCounter([worker.region for worker in pair], None) as frames:
+            with (
+                self._cores([self._ksmd], busy=busy),
+                FrameCounter([worker.region for worker in pair], None) as frames,
+            ):
                 ksm.write_knobs({"run": ksm.RUN_MERGE})
                 try:
                     reached = self._watch(
@@ -170,6 +186,9 @@ class Bench:
                 finally:
                     ksm.write_knobs({"run": ksm.RUN_STOP})
             return reached._replace(reread_seconds=reread(pair))
+
+    def _cores(self, pids: Sequence[int], *, busy: bool) -> AbstractContextManager[None]:
+        return nullcontext() if busy else alone_on_one(pids)
 
     def _watch(
         self,
@@ -251,6 +270,7 @@ def measure(bench: Bench, case: str, busy: bool, repeats: int, facts: dict[str, 
             "ours": ours,
             "off_cpu_seconds": off,
             "ksmd": ksmd,
+            "one_core": not busy,
             **facts,
         },
         Result,
@@ -304,7 +324,7 @@ def show(results: Sequence[Result]) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--case", "cases", type=click.Choice(CASES), multiple=True, help="Default: both.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--size", default="1G", show_default=True, callback=parse_size, help="Of a region.")
 @click.option("--ksm-zero-pages", is_flag=True, help="Let ksmd use the kernel's zero page.")
 def main(

@@ -46,6 +46,11 @@ class Group(NamedTuple):
         for worker in self.workers:
             worker.take(command)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes and the broker."""
+        return [self.broker_pid, *(worker.region.pid for worker in self.workers)]
+
     def cpu_ns(self) -> int:
         """CPU time that the processes and the broker used so far."""
         return procfs.cpu_ns(self.broker_pid) + sum(worker.cpu_ns() for worker in self.workers)
