@@ -47,6 +47,7 @@ int msh_engine_new(const MshConfig *config, MshEngine **ret_engine, MshError *er
 MshEngine *msh_engine_free(MshEngine *engine);
 int msh_engine_start(MshEngine *engine, MshError *error);
 int msh_engine_detach(MshEngine *engine, MshError *error);
+bool msh_engine_release(MshEngine *engine, uint64_t budget_ns);
 int msh_engine_register(MshEngine *engine, void *address, size_t length_bytes, MshError *error);
 int msh_engine_unregister(MshEngine *engine, void *address, MshError *error);
 int msh_engine_set_mode(MshEngine *engine, int mode);

@@ -165,6 +165,13 @@ class Engine:
         error = ffi.new("MshError *")
         _check(lib.msh_engine_detach(self._open(), error), error)
 
+    def release(self, budget_ns: int = UNLIMITED) -> bool:
+        """Make what is mapped from the store plain memory; False when all was gone through.
+
+        The caller promises that no I/O into registered memory is in flight until this returns.
+        """
+        return bool(lib.msh_engine_release(self._open(), budget_ns))
+
     def close(self) -> None:
         """Detach and free. Further calls fail; closing twice does nothing."""
         if self._engine is not None:

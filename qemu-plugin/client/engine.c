@@ -145,16 +145,33 @@ int msh_engine_start(MshEngine *engine, MshError *error)
     return result;
 }
 
+static void wake(MshEngine *engine)
+{
+    (void)eventfd_write(engine->wake_fd, 1); /* full means awake */
+}
+
 int msh_engine_detach(MshEngine *engine, MshError *error)
 {
     (void)error;
     atomic_store(&engine->mode, MSH_MODE_OFF); /* nothing that waits in the queue is merged now */
     uint32_t frame = 0;
-    while (msh_release_block(engine, &frame))
+    while (msh_release_block(engine, &frame, false))
         ;
     msh_worker_settle(engine);
     atomic_store(&engine->wants_anew, true);
     return 0;
+}
+
+bool msh_engine_release(MshEngine *engine, uint64_t budget_ns)
+{
+    uint64_t begun_ns = msh_engine_now_ns();
+    bool has_more = true;
+    /* The mode may rise meanwhile: then what is shared stays. */
+    while (has_more && msh_engine_mode(engine) != MSH_MODE_CONTENT &&
+           msh_engine_now_ns() - begun_ns < budget_ns)
+        has_more = msh_release_block(engine, &engine->quiet_frame, true);
+    wake(engine); /* slots are to be returned */
+    return has_more;
 }
 
 /*
@@ -211,11 +228,6 @@ int msh_engine_unregister(MshEngine *engine, void *address, MshError *error)
 /*
  * Section: steering
  */
-
-static void wake(MshEngine *engine)
-{
-    (void)eventfd_write(engine->wake_fd, 1); /* full means awake */
-}
 
 int msh_engine_set_mode(MshEngine *engine, MshMode mode)
 {

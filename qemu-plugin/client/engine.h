@@ -78,6 +78,7 @@ struct MshEngine {
 
     /* memory lock */
     pthread_mutex_t memory_lock;
+    uint32_t quiet_frame; /* where msh_engine_release() goes on */
     MshMemory memory;
     MshViews views;
     MshWindow window;

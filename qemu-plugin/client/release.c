@@ -6,11 +6,15 @@
 #include "rebuild.h"
 #include "worker.h"
 
-/* With the memory lock or, for stats, without: reads atomics, and what never changes. */
+/* With the memory lock or, for stats, without: these read atomics, and what never changes. */
+static bool can_rebuild(const MshEngine *engine)
+{
+    return msh_rebuild_works(&engine->rebuild) && !atomic_load(&((MshEngine *)engine)->is_held);
+}
+
 static bool may_rebuild(const MshEngine *engine)
 {
-    return msh_rebuild_works(&engine->rebuild) && !atomic_load(&((MshEngine *)engine)->is_held) &&
-           engine->nothing_pinned && engine->nothing_pinned(engine->opaque);
+    return can_rebuild(engine) && engine->nothing_pinned && engine->nothing_pinned(engine->opaque);
 }
 
 bool msh_release_is_due(const MshEngine *engine)
@@ -77,12 +81,13 @@ static void rebuild_all(MshEngine *engine, MshRegion *region, uint32_t first, ui
     }
 }
 
-static void release_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+static void release_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
+                          bool is_quiet)
 {
     /* Rebuilding registers the neighbours of what it rebuilds, with a userfaultfd of its own. */
     msh_track_drop(&engine->scan.track, region, first ? first - 1 : first,
                    end < region->pages ? end + 1 : end);
-    if (may_rebuild(engine))
+    if (is_quiet ? can_rebuild(engine) : may_rebuild(engine))
         rebuild_all(engine, region, first, end);
     break_pages(engine, region, first, end);
 }
@@ -93,15 +98,17 @@ static uint32_t block_end(const MshRegion *region, uint32_t first)
                                                         : region->pages;
 }
 
-bool msh_release_block(MshEngine *engine, uint32_t *frame)
+bool msh_release_block(MshEngine *engine, uint32_t *frame, bool is_quiet)
 {
     pthread_mutex_lock(&engine->memory_lock);
     MshRegion *region = msh_memory_next(&engine->memory, *frame);
     if (region) {
         uint32_t first = *frame > region->first_frame ? *frame - region->first_frame : 0;
         uint32_t end = block_end(region, first);
-        release_pages(engine, region, first, end);
+        release_pages(engine, region, first, end, is_quiet);
         *frame = region->first_frame + end;
+    } else {
+        *frame = 0;
     }
     pthread_mutex_unlock(&engine->memory_lock);
     return region != NULL;
@@ -110,7 +117,7 @@ bool msh_release_block(MshEngine *engine, uint32_t *frame)
 void msh_release_region(MshEngine *engine, MshRegion *region)
 {
     for (uint32_t first = 0; first < region->pages; first = block_end(region, first))
-        release_pages(engine, region, first, block_end(region, first));
+        release_pages(engine, region, first, block_end(region, first), false);
 }
 
 /* A page in the middle of a run costs two mappings more when it is plain again. */

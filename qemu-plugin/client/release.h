@@ -13,8 +13,9 @@
 bool msh_release_is_due(const MshEngine *engine);
 
 /* Releases up to MSH_SCAN_BLOCK_PAGES pages from *frame on, moves *frame on, and returns whether there is
- * more. Takes the memory lock. */
-bool msh_release_block(MshEngine *engine, uint32_t *frame);
+ * more; if not, *frame is at the start again. is_quiet: the caller knows that nothing is pinned. Takes the
+ * memory lock. */
+bool msh_release_block(MshEngine *engine, uint32_t *frame, bool is_quiet);
 
 /* The same for all pages of one region. Memory lock. */
 void msh_release_region(MshEngine *engine, MshRegion *region);

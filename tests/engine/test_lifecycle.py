@@ -136,6 +136,25 @@ def test_I12_without_the_promise_pages_become_private_copies(memory: Memory) -> 
     memory.check()
 
 
+def test_I12_a_moment_without_pins_is_enough_for_plain_memory(memory: Memory) -> None:
+    """The promise can be given for a while only, in the middle of I/O; nothing is done in mode content."""
+    with Engine() as engine:
+        engine.register(memory.buffer)
+        before = flags_of(memory)
+        converge(engine)
+        assert is_shared(engine, PAGES // 2)
+        engine.release()
+        assert is_shared(engine, PAGES // 2)
+        engine.set(mode="off")
+        assert engine.release(budget_ns=0)
+        assert is_shared(engine, PAGES // 2)
+        assert not engine.release()
+        stats = engine.stats()
+        assert (stats["shared_pages"], stats["broken_pages"]) == (0, 0)
+        memory.check()
+        assert len(flags_of(memory)) == len(before)
+
+
 def test_I12_unregister_restores_flags(memory: Memory) -> None:
     """Also while the engine goes on with other memory."""
     memory.buffer.madvise(MADV_HUGEPAGE)

@@ -66,6 +66,11 @@ int msh_engine_start(MshEngine *engine, MshError *error);
  * memory where nothing_pinned allows it. Returns all slots. Memory stays registered. Waits. */
 int msh_engine_detach(MshEngine *engine, MshError *error);
 
+/* For a host process that can make nothing_pinned true for a while only: the caller vouches that it is,
+ * until this returns. Where the mode is not content, what is or was shared becomes plain memory, all of it
+ * or until about budget_ns have passed: then it returns true, and the next call goes on from there. Waits. */
+bool msh_engine_release(MshEngine *engine, uint64_t budget_ns);
+
 /*
  * Memory
  */
