@@ -5,6 +5,7 @@
 #include <glib.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -17,6 +18,22 @@
 #define LOOK_PERIOD_SECONDS 1
 #define STOP_DEADLINE_SECONDS 1
 
+/* While the block layer is drained the guest's disks and the monitor stand still: for a fifth of the time. */
+#define QUIET_PERIOD_MS 100
+#define QUIET_NS 20000000u
+#define QUIET_REST_LOOKS 60 /* when a section over all memory has left something */
+
+/* So many looks in a row must find no slot mapped: a window that was open when the mode changed may have
+ * closed after the first. */
+#define SLOTLESS_LOOKS 2
+
+/* What we ask of QEMU about RAM discards. */
+typedef enum Discards {
+    DISCARDS_FREE,
+    DISCARDS_REQUIRED, /* pages are replaced, which is one: who needs RAM to stay in place must not start */
+    DISCARDS_DISABLED, /* nobody may discard: a page that is or was shared would not read as zero */
+} Discards;
+
 struct MshGuard {
     MshEngine *engine;
 
@@ -24,18 +41,23 @@ struct MshGuard {
     MshRam *ram;
     MshMode mode; /* as the operator wants it */
     bool started;
-    bool discards_required;
+    Discards discards;
     bool held;
-    unsigned quiet_looks;             /* in a row that found nothing shared */
+    unsigned slotless_looks;
+    bool is_quieting;    /* its timer runs */
+    unsigned quiet_rest; /* looks until it may run */
     char ram_refusal[MSH_TEXT_BYTES]; /* of the last survey; "" if some block can be shared */
 
     pthread_mutex_t lock; /* of what follows; never held over a call that waits */
     pthread_cond_t wake;
     bool stopping;
+    uint64_t looks_wanted, looks_done; /* at the host: one that began after it was wanted is done */
     MshHostFacts host;
     MshQemuFacts vm;
     char blind[MSH_TEXT_BYTES]; /* why the host's facts are not known; "" if they are */
     MshVerdict in_force;
+
+    _Atomic bool nesting;
 
     pthread_t watcher;
 };
@@ -49,6 +71,7 @@ MshGuard *msh_guard_new(MshEngine *engine, MshMode mode)
     guard->mode = mode;
     guard->ram = msh_ram_new(engine);
     guard->in_force.ceiling = MSH_MODE_CONTENT; /* what a new engine starts with */
+    guard->slotless_looks = SLOTLESS_LOOKS;
     pthread_mutex_init(&guard->lock, NULL);
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
@@ -86,7 +109,7 @@ static bool is_incoming(void)
     return qemu.runstate_check(inmigrate) || qemu.migration_in_incoming_postcopy();
 }
 
-static void look_at_qemu(const MshGuard *guard, MshQemuFacts *ret_facts)
+static void look_at_qemu(MshGuard *guard, MshQemuFacts *ret_facts)
 {
     MshQemuFacts facts = {0};
     Object *machine = qemu.object_resolve_path_component(qemu.object_get_root(), "machine");
@@ -97,9 +120,11 @@ static void look_at_qemu(const MshGuard *guard, MshQemuFacts *ret_facts)
     facts.replaying = *qemu.replay_mode != 0;
     facts.incoming = is_incoming();
     facts.needs_plain_ram = qemu.migrate_background_snapshot();
-    facts.discards_disabled = !guard->discards_required && qemu.ram_block_discard_is_disabled();
+    facts.discards_disabled =
+        guard->discards == DISCARDS_FREE && qemu.ram_block_discard_is_disabled();
     memcpy(facts.ram_refusal, guard->ram_refusal, sizeof(facts.ram_refusal));
     qemu.object_child_foreach_recursive(machine, look_at_object, &facts);
+    atomic_store(&guard->nesting, facts.nesting);
     *ret_facts = facts;
 }
 
@@ -153,32 +178,120 @@ static void lower(MshGuard *guard)
     pthread_mutex_unlock(&guard->lock);
 }
 
-/* The requirement fails only when somebody needs the opposite; then that is the fact. */
-static void require_discards(MshGuard *guard, MshQemuFacts *facts)
-{
-    if (qemu.ram_block_discard_require(true) < 0)
-        facts->discards_disabled = true;
-    else
-        guard->discards_required = true;
-}
+/*
+ * Discards
+ */
 
-/* Pages given back as zero are absent from the guest's RAM until touched, as after any discard:
- * nobody relies on them, so only SHARED and BROKEN pages keep the requirement. Two looks in a row
- * must find none: a window that was open when the mode changed may have closed after the first. */
-static void release_discards(MshGuard *guard, bool off)
+static void note_slots(MshGuard *guard)
 {
     MshStats stats;
 
     msh_engine_stats(guard->engine, &stats);
-    if (!off || stats.mode != MSH_MODE_OFF || stats.shared_pages != 0 || stats.broken_pages != 0)
-        guard->quiet_looks = 0;
-    else
-        guard->quiet_looks++;
-    if (guard->discards_required && guard->quiet_looks >= 2) {
+    if (stats.mode == MSH_MODE_CONTENT || stats.shared_pages != 0 || stats.broken_pages != 0)
+        guard->slotless_looks = 0;
+}
+
+/* Pages given back as zero are absent from the guest's RAM until touched, as after any discard: nobody
+ * relies on them, so only SHARED and BROKEN pages keep a claim. */
+static Discards wanted_discards(const MshGuard *guard, const MshQemuFacts *facts,
+                                const MshVerdict *verdict)
+{
+    bool has_slots = guard->slotless_looks < SLOTLESS_LOOKS;
+
+    if (has_slots && facts->free_page_reporting)
+        return DISCARDS_DISABLED; /* I1 */
+    if (has_slots || (verdict->ceiling != MSH_MODE_OFF && guard->mode != MSH_MODE_OFF))
+        return DISCARDS_REQUIRED;
+    return DISCARDS_FREE;
+}
+
+/* False: somebody needs the opposite. */
+static bool claim_discards(MshGuard *guard, Discards wanted)
+{
+    int r = 0;
+
+    if (wanted == guard->discards)
+        return true;
+    if (guard->discards == DISCARDS_REQUIRED)
         qemu.ram_block_discard_require(false);
-        guard->discards_required = false;
+    else if (guard->discards == DISCARDS_DISABLED)
+        qemu.ram_block_discard_disable(false);
+    guard->discards = DISCARDS_FREE;
+    if (wanted == DISCARDS_REQUIRED)
+        r = qemu.ram_block_discard_require(true);
+    else if (wanted == DISCARDS_DISABLED)
+        r = qemu.ram_block_discard_disable(true);
+    if (r == 0)
+        guard->discards = wanted;
+    return r == 0;
+}
+
+/*
+ * Quiet
+ */
+
+static bool pinned_by_others(const MshGuard *guard, const MshPins *pins)
+{
+    return pins->unknown || (pins->kvm && atomic_load(&((MshGuard *)guard)->nesting));
+}
+
+bool msh_guard_nothing_pinned(const MshGuard *guard)
+{
+    MshPins pins = msh_host_pins();
+
+    return !pins.block_layer && !pinned_by_others(guard, &pins);
+}
+
+static bool needs_quiet(const MshGuard *guard)
+{
+    MshStats stats;
+
+    msh_engine_stats(guard->engine, &stats);
+    if (stats.mode == MSH_MODE_CONTENT || stats.shared_pages + stats.broken_pages == 0)
+        return false;
+    MshPins pins = msh_host_pins();
+    return pins.block_layer && !pinned_by_others(guard, &pins);
+}
+
+/* Pages are copied behind the back of whoever has them pinned (I1), and so while nobody has: the block
+ * layer has no request in flight, nor will it start one. Waits for disks. */
+static bool release_quietly(MshGuard *guard, uint64_t budget_ns)
+{
+    bool has_more = false;
+
+    qemu.bdrv_drain_all_begin();
+    MshPins pins = msh_host_pins(); /* commands may have run meanwhile */
+    if (!pinned_by_others(guard, &pins))
+        has_more = msh_engine_release(guard->engine, budget_ns);
+    qemu.bdrv_drain_all_end();
+    return has_more;
+}
+
+static gboolean on_quiet_timer(gpointer opaque)
+{
+    MshGuard *guard = opaque;
+
+    guard->is_quieting = needs_quiet(guard) && !guard->held;
+    if (guard->is_quieting && !release_quietly(guard, QUIET_NS)) {
+        guard->is_quieting = false;
+        guard->quiet_rest = needs_quiet(guard) ? QUIET_REST_LOOKS : 0;
+    }
+    return guard->is_quieting;
+}
+
+static void quiet_if_needed(MshGuard *guard)
+{
+    if (guard->quiet_rest > 0) {
+        guard->quiet_rest--;
+    } else if (!guard->is_quieting && needs_quiet(guard)) {
+        guard->is_quieting = true;
+        g_timeout_add(QUIET_PERIOD_MS, on_quiet_timer, guard);
     }
 }
+
+/*
+ * Looking
+ */
 
 /* Makes known what was found in QEMU; says what follows from it. */
 static MshVerdict judge(MshGuard *guard, const MshQemuFacts *facts)
@@ -190,37 +303,57 @@ static MshVerdict judge(MshGuard *guard, const MshQemuFacts *facts)
     return verdict;
 }
 
-/* Raises or lowers, after the requirement that goes with it. Never waits. */
-static MshVerdict decide(MshGuard *guard)
+/* Raises or lowers, after the claim on discards that goes with it. Never waits. False: what is shared is not
+ * safe from discards. */
+static bool decide(MshGuard *guard, MshVerdict *ret_verdict)
 {
     MshQemuFacts facts;
 
+    note_slots(guard);
     look_at_qemu(guard, &facts);
     MshVerdict verdict = judge(guard, &facts);
-    if (verdict.ceiling != MSH_MODE_OFF && guard->mode != MSH_MODE_OFF &&
-        !guard->discards_required) {
-        require_discards(guard, &facts);
+    Discards wanted = wanted_discards(guard, &facts, &verdict);
+    bool is_claimed = claim_discards(guard, wanted);
+    if (!is_claimed && wanted == DISCARDS_REQUIRED) {
+        facts.discards_disabled = true;
         judge(guard, &facts);
     }
     pthread_mutex_lock(&guard->lock);
-    verdict = verdict_locked(guard);
-    enforce_locked(guard, &verdict);
+    *ret_verdict = verdict_locked(guard);
+    enforce_locked(guard, ret_verdict);
     pthread_mutex_unlock(&guard->lock);
-    return verdict;
+    return is_claimed || wanted != DISCARDS_DISABLED;
+}
+
+static void hold(MshGuard *guard, bool hold)
+{
+    if (hold == guard->held)
+        return;
+    msh_engine_hold(guard->engine, hold);
+    guard->held = hold;
+}
+
+static bool host_is_seen(MshGuard *guard)
+{
+    pthread_mutex_lock(&guard->lock);
+    bool is_seen = guard->looks_done == guard->looks_wanted;
+    pthread_mutex_unlock(&guard->lock);
+    return is_seen;
 }
 
 /* One look of the main loop. May wait for the engine to be between two windows. */
 static void look(MshGuard *guard)
 {
-    MshVerdict verdict = decide(guard);
-    bool off = verdict.ceiling == MSH_MODE_OFF || guard->mode == MSH_MODE_OFF;
+    MshVerdict verdict;
 
-    if (verdict.hold != guard->held) {
-        msh_engine_hold(guard->engine, verdict.hold);
-        guard->held = verdict.hold;
-    }
-    msh_ram_update(guard->ram, !off && !verdict.hold, guard->ram_refusal);
-    release_discards(guard, off);
+    guard->slotless_looks += guard->slotless_looks < SLOTLESS_LOOKS;
+    if (!decide(guard, &verdict))
+        release_quietly(guard, UINT64_MAX);
+    hold(guard, verdict.hold || !host_is_seen(guard));
+    msh_ram_update(guard->ram,
+                   verdict.ceiling != MSH_MODE_OFF && guard->mode != MSH_MODE_OFF && !verdict.hold,
+                   guard->ram_refusal);
+    quiet_if_needed(guard);
 }
 
 /* A source of GLib's default main context: QEMU dispatches it in its main loop under the big lock,
@@ -244,12 +377,15 @@ static void *watch(void *opaque)
     while (!guard->stopping) {
         clock_gettime(CLOCK_MONOTONIC, &next);
         next.tv_sec += LOOK_PERIOD_SECONDS;
-        if (pthread_cond_timedwait(&guard->wake, &guard->lock, &next) != ETIMEDOUT)
+        uint64_t wanted = guard->looks_wanted;
+        if (wanted == guard->looks_done &&
+            pthread_cond_timedwait(&guard->wake, &guard->lock, &next) != ETIMEDOUT)
             continue;
         pthread_mutex_unlock(&guard->lock);
         look_at_host(guard);
         lower(guard);
         pthread_mutex_lock(&guard->lock);
+        guard->looks_done = wanted;
     }
     pthread_mutex_unlock(&guard->lock);
     return NULL;
@@ -272,12 +408,13 @@ static int start_watcher(MshGuard *guard, MshError *error)
 
 int msh_guard_start(MshGuard *guard, MshError *error)
 {
+    MshVerdict verdict;
     int r;
 
     look_at_host(guard);
     /* What no block can change is known before memory is registered, and the rest right after. */
     look(guard);
-    decide(guard);
+    decide(guard, &verdict);
     r = msh_engine_start(guard->engine, error);
     if (r == 0)
         r = start_watcher(guard, error);
@@ -292,10 +429,28 @@ int msh_guard_start(MshGuard *guard, MshError *error)
 
 void msh_guard_set_mode(MshGuard *guard, MshMode mode)
 {
+    MshVerdict verdict;
+
     guard->mode = mode;
+    guard->quiet_rest = 0;
     if (guard->started)
-        decide(guard);
+        decide(guard, &verdict);
     msh_engine_set_mode(guard->engine, mode);
+}
+
+void msh_guard_on_device(MshGuard *guard)
+{
+    MshVerdict verdict;
+
+    if (!guard->started)
+        return;
+    if (!decide(guard, &verdict))
+        release_quietly(guard, UINT64_MAX);
+    pthread_mutex_lock(&guard->lock);
+    guard->looks_wanted++;
+    pthread_cond_signal(&guard->wake);
+    pthread_mutex_unlock(&guard->lock);
+    hold(guard, true);
 }
 
 void msh_guard_stop(MshGuard *guard)

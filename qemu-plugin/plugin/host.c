@@ -115,52 +115,88 @@ static void look_at_descriptor(int fd, MshHostFacts *facts)
     describe(fd, facts->unpinned_io, sizeof(facts->unpinned_io));
 }
 
-bool msh_host_link_may_pin(const char *link)
+static bool begins_with_any(const char *text, const char *const *prefixes)
+{
+    for (; *prefixes != NULL; prefixes++)
+        if (strncmp(text, *prefixes, strlen(*prefixes)) == 0)
+            return true;
+    return false;
+}
+
+MshPinner msh_host_device_pinner(const char *path, bool is_block_device)
 {
     /* Devices that QEMU uses and that only copy; vhost reads and writes as the process itself does.
      */
     static const char *const copying[] = {
         "/dev/kvm",       "/dev/net/tun",     "/dev/null", "/dev/ptmx",    "/dev/pts/",
         "/dev/random",    "/dev/shm/",        "/dev/tpm",  "/dev/urandom", "/dev/userfaultfd",
-        "/dev/vhost-net", "/dev/vhost-vsock", "/dev/zero"};
+        "/dev/vhost-net", "/dev/vhost-vsock", "/dev/zero", NULL};
+    /* They take commands for disks, which pin. */
+    static const char *const passing_through[] = {"/dev/bsg/", "/dev/ng", "/dev/sg", NULL};
 
-    if (strcmp(link, "anon_inode:[io_uring]") == 0)
-        return true; /* can have buffers registered */
-    if (strncmp(link, "/dev/", strlen("/dev/")) != 0)
-        return false;
-    for (size_t i = 0; i < sizeof(copying) / sizeof(copying[0]); i++)
-        if (strncmp(link, copying[i], strlen(copying[i])) == 0)
-            return false;
-    return true; /* disks take pass-through commands, which pin, without O_DIRECT */
+    if (is_block_device) /* takes such commands, too, without O_DIRECT */
+        return MSH_PINNER_BLOCK_LAYER;
+    if (begins_with_any(path, copying))
+        return MSH_PINNER_NONE;
+    return begins_with_any(path, passing_through) ? MSH_PINNER_BLOCK_LAYER : MSH_PINNER_UNKNOWN;
 }
 
-static bool descriptor_may_pin(int fd)
+bool msh_host_ring_holds_nothing(const char *fdinfo_text)
+{
+    return strstr(fdinfo_text, "\nUserFiles:\t0\n") != NULL &&
+           strstr(fdinfo_text, "\nUserBufs:\t0\n") != NULL;
+}
+
+/* A ring pins for its requests, and their files are descriptors too, unless it keeps either itself. */
+static MshPinner ring_pinner(int fd)
+{
+    char path[64], text[4096];
+
+    snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+    if (read_text(path, text, sizeof(text), NULL) == 0 && msh_host_ring_holds_nothing(text))
+        return MSH_PINNER_NONE;
+    return MSH_PINNER_UNKNOWN;
+}
+
+/* Looks at no file system that may not answer. */
+static MshPinner descriptor_pinner(int fd)
 {
     char link[64];
+    struct stat status;
     int flags = fcntl(fd, F_GETFL);
 
     if (flags < 0)
-        return false;
-    /* A pipe's O_DIRECT is taken for the other kind: to tell them apart could block. */
-    if ((flags & O_DIRECT) != 0)
-        return true;
+        return MSH_PINNER_NONE;
     describe(fd, link, sizeof(link));
-    return msh_host_link_may_pin(link);
+    if (strcmp(link, "anon_inode:kvm-vm") == 0)
+        return MSH_PINNER_KVM;
+    if (strcmp(link, "anon_inode:[io_uring]") == 0)
+        return ring_pinner(fd);
+    if (strncmp(link, "/dev/", strlen("/dev/")) == 0)
+        return msh_host_device_pinner(link, fstat(fd, &status) == 0 && S_ISBLK(status.st_mode));
+    if (strncmp(link, "pipe:", strlen("pipe:")) == 0)
+        return MSH_PINNER_NONE; /* there, the flag means packets */
+    return (flags & O_DIRECT) != 0 ? MSH_PINNER_BLOCK_LAYER : MSH_PINNER_NONE;
 }
 
-bool msh_host_nothing_pins(void)
+MshPins msh_host_pins(void)
 {
     DIR *directory = opendir("/proc/self/fd");
     struct dirent *entry;
-    bool nothing = true;
+    MshPins pins = {.unknown = directory == NULL};
 
     if (directory == NULL)
-        return false;
-    while (nothing && (entry = readdir(directory)) != NULL)
-        if (entry->d_name[0] != '.')
-            nothing = !descriptor_may_pin(atoi(entry->d_name));
+        return pins;
+    while ((entry = readdir(directory)) != NULL) {
+        MshPinner pinner =
+            entry->d_name[0] == '.' ? MSH_PINNER_NONE : descriptor_pinner(atoi(entry->d_name));
+
+        pins.block_layer |= pinner == MSH_PINNER_BLOCK_LAYER;
+        pins.kvm |= pinner == MSH_PINNER_KVM;
+        pins.unknown |= pinner == MSH_PINNER_UNKNOWN;
+    }
     closedir(directory);
-    return nothing;
+    return pins;
 }
 
 static int look_at_descriptors(MshHostFacts *facts, MshError *error)

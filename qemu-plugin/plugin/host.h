@@ -29,13 +29,27 @@ typedef struct MshHostFacts {
 /* -errno when /proc cannot be read: then nothing is known and sharing must stop. */
 int msh_host_facts(MshHostFacts *ret_facts, MshError *error);
 
-/* Whether no descriptor is open through which the kernel could pin memory of this process: nothing
- * with O_DIRECT, no disk or unknown device, no io_uring. Never blocks, looks afresh each time.
- * Someone who opens one and starts I/O on guest memory right after the look is missed. */
-bool msh_host_nothing_pins(void);
+/* Who may have pages of this process pinned, through a descriptor that is open now. */
+typedef enum MshPinner {
+    MSH_PINNER_NONE,
+    MSH_PINNER_BLOCK_LAYER, /* QEMU's: not while that is drained */
+    MSH_PINNER_KVM,         /* for what nested guests are made of; nothing where there are none */
+    MSH_PINNER_UNKNOWN,
+} MshPinner;
 
-/* Whether a descriptor that /proc shows as this could; for what has no O_DIRECT. Unknown is yes. */
-bool msh_host_link_may_pin(const char *link);
+typedef struct MshPins {
+    bool block_layer, kvm, unknown;
+} MshPins;
+
+/* Never blocks, looks afresh each time. Someone who opens a descriptor and starts I/O on guest memory
+ * right after the look is missed. */
+MshPins msh_host_pins(void);
+
+/* Of a device in /dev. */
+MshPinner msh_host_device_pinner(const char *path, bool is_block_device);
+
+/* Whether an io_uring, as /proc/PID/fdinfo shows it, has neither buffers nor files registered. */
+bool msh_host_ring_holds_nothing(const char *fdinfo_text);
 
 /* Whether O_DIRECT on a file system of this statfs type pins the pages it reads into (or copies).
  * Unknown is no. */

@@ -18,7 +18,6 @@
 #include <unistd.h>
 
 #include "guard.h"
-#include "host.h"
 #include "memshare/memshare.h"
 #include "qemu_abi.h"
 #include "qom.h"
@@ -139,11 +138,18 @@ static void on_exit_of_process(void)
         msh_guard_stop(guard);
 }
 
-/* Called by engine threads. */
+static void on_device_realized(QemuDeviceListener *listener, DeviceState *device)
+{
+    (void)listener;
+    (void)device;
+    msh_guard_on_device(guard);
+}
+
+/* Called by engine threads, which begin after the guard has been made. */
 static bool nothing_pinned(void *opaque)
 {
     (void)opaque;
-    return msh_host_nothing_pins();
+    return msh_guard_nothing_pinned(guard);
 }
 
 static int make_engine(const Options *options, MshError *error)
@@ -168,6 +174,7 @@ static int make_engine(const Options *options, MshError *error)
 static int share(const Options *options, MshError *error)
 {
     static QemuNotifier machine_ready = {.notify = on_machine_ready};
+    static QemuDeviceListener devices = {.realize = on_device_realized};
     int r = make_engine(options, error);
 
     if (r == -EINVAL)
@@ -183,6 +190,7 @@ static int share(const Options *options, MshError *error)
     owner = getpid();
     atexit(on_exit_of_process);
     qemu.qemu_add_machine_init_done_notifier(&machine_ready);
+    qemu.device_listener_register(&devices);
     return 0;
 }
 

@@ -2,8 +2,8 @@
 /*
  * The symbols of the host QEMU, each looked up by name: the only door to QEMU.
  *
- * What holds: types are opaque and no structure's layout is relied upon, with one exception, the
- * notifier below. One binary so serves every QEMU whose functions have these prototypes
+ * What holds: types are opaque and no structure's layout is relied upon, with two exceptions, the
+ * notifier and the listener below. One binary so serves every QEMU whose functions have these prototypes
  * (tried: 7.2). A symbol that is missing is named in the refusal; nothing is called before
  * msh_qemu_abi_load() has found all of them.
  *
@@ -19,6 +19,7 @@
 
 #include "memshare/error.h"
 
+typedef struct DeviceState DeviceState;
 typedef struct Error Error;
 typedef struct GenericList GenericList;
 typedef struct MemoryRegion MemoryRegion;
@@ -42,8 +43,19 @@ typedef struct QemuNotifier {
     void *links[6];
 } QemuNotifier;
 
+/* Likewise, with three callbacks. */
+typedef struct QemuDeviceListener {
+    void (*realize)(struct QemuDeviceListener *listener, DeviceState *device);
+    void (*unrealize)(struct QemuDeviceListener *listener, DeviceState *device);
+    void (*hide_device)(void);
+    void *links[6];
+} QemuDeviceListener;
+
 /* X(return type, name, parameters) */
 #define QEMU_FUNCTIONS(X)                                                                          \
+    X(void, bdrv_drain_all_begin, (void))                                                          \
+    X(void, bdrv_drain_all_end, (void))                                                            \
+    X(void, device_listener_register, (QemuDeviceListener * listener))                             \
     X(void, error_setg_internal,                                                                   \
       (Error * *errp, const char *source, int line, const char *function, const char *format,      \
        ...))                                                                                       \
@@ -84,6 +96,7 @@ typedef struct QemuNotifier {
     X(uint64_t, qemu_ram_get_used_length, (RAMBlock * block))                                      \
     X(bool, qemu_ram_is_shared, (RAMBlock * block))                                                \
     X(size_t, qemu_ram_pagesize, (RAMBlock * block))                                               \
+    X(int, ram_block_discard_disable, (bool state))                                                \
     X(bool, ram_block_discard_is_disabled, (void))                                                 \
     X(int, ram_block_discard_require, (bool state))                                                \
     X(bool, runstate_check, (int state))                                                           \

@@ -2,6 +2,7 @@
 #include "unit.h"
 
 #include <fcntl.h>
+#include <linux/io_uring.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -89,40 +90,72 @@ static void test_a_packet_pipe_is_no_direct_io(void **state)
     assert_int_equal(pipe2(ends, O_DIRECT | O_CLOEXEC), 0);
     assert_int_equal(msh_host_facts(&facts, NULL), 0);
     assert_string_equal(facts.unpinned_io, "");
+    assert_false(msh_host_pins().block_layer);
     close(ends[0]);
     close(ends[1]);
 }
 
-static void test_what_may_pin_is_told_by_its_link(void **state)
+static void test_which_devices_may_pin(void **state)
 {
     (void)state;
-    static const char *const may[] = {"anon_inode:[io_uring]", "/dev/sda",         "/dev/sg0",
-                                      "/dev/nvme0n1",          "/dev/mapper/vg-a", "/dev/vfio/12",
-                                      "/dev/something-new"};
-    static const char *const may_not[] = {"anon_inode:kvm-vm",
-                                          "anon_inode:[eventfd]",
-                                          "/dev/kvm",
-                                          "/dev/net/tun",
-                                          "/dev/vhost-net",
-                                          "socket:[12]",
-                                          "/var/lib/libvirt/images/a.qcow2",
-                                          "/developer/disk"};
-    for (size_t i = 0; i < sizeof(may) / sizeof(may[0]); i++)
-        assert_true(msh_host_link_may_pin(may[i]));
-    for (size_t i = 0; i < sizeof(may_not) / sizeof(may_not[0]); i++)
-        assert_false(msh_host_link_may_pin(may_not[i]));
+    static const char *const unknown[] = {"/dev/vfio/12", "/dev/vhost-scsi", "/dev/bus/usb/001/002",
+                                          "/dev/something-new"};
+    static const char *const disks[] = {"/dev/sg0", "/dev/bsg/0:0:0:0", "/dev/ng0n1"};
+    static const char *const copying[] = {"/dev/kvm", "/dev/net/tun", "/dev/vhost-net",
+                                          "/dev/shm/file"};
+    for (size_t i = 0; i < sizeof(unknown) / sizeof(unknown[0]); i++)
+        assert_int_equal(msh_host_device_pinner(unknown[i], false), MSH_PINNER_UNKNOWN);
+    for (size_t i = 0; i < sizeof(disks) / sizeof(disks[0]); i++)
+        assert_int_equal(msh_host_device_pinner(disks[i], false), MSH_PINNER_BLOCK_LAYER);
+    for (size_t i = 0; i < sizeof(copying) / sizeof(copying[0]); i++)
+        assert_int_equal(msh_host_device_pinner(copying[i], false), MSH_PINNER_NONE);
+    assert_int_equal(msh_host_device_pinner("/dev/mapper/vg-a", true), MSH_PINNER_BLOCK_LAYER);
 }
 
-static void test_an_open_direct_descriptor_may_pin(void **state)
+static void test_a_ring_pins_when_it_keeps_files_or_buffers(void **state)
 {
     (void)state;
-    int ends[2];
-    assert_true(msh_host_nothing_pins());
-    assert_int_equal(pipe2(ends, O_DIRECT | O_CLOEXEC), 0);
-    assert_false(msh_host_nothing_pins());
-    close(ends[0]);
-    close(ends[1]);
-    assert_true(msh_host_nothing_pins());
+    assert_true(msh_host_ring_holds_nothing("SQEs:\t0\nUserFiles:\t0\nUserBufs:\t0\nPollList:\n"));
+    assert_false(msh_host_ring_holds_nothing("SQEs:\t0\nUserFiles:\t1\nUserBufs:\t0\n"));
+    assert_false(msh_host_ring_holds_nothing("SQEs:\t0\nUserFiles:\t0\nUserBufs:\t1\n"));
+    assert_false(msh_host_ring_holds_nothing("SQEs:\t0\n")); /* busy: not told */
+}
+
+static MshPins pins_with(int fd)
+{
+    MshPins pins = msh_host_pins();
+    assert_int_equal(close(fd), 0);
+    return pins;
+}
+
+static bool nobody_pins(void)
+{
+    MshPins pins = msh_host_pins();
+    return !pins.block_layer && !pins.kvm && !pins.unknown;
+}
+
+static void test_what_is_open_may_pin(void **state)
+{
+    (void)state;
+    struct io_uring_params parameters = {0};
+    char path[] = "/tmp/memshare-test-XXXXXX";
+    assert_true(nobody_pins());
+    int file = mkstemp(path);
+    assert_true(file >= 0);
+    assert_true(nobody_pins());
+    assert_int_equal(fcntl(file, F_SETFL, O_DIRECT), 0);
+    assert_int_equal(unlink(path), 0);
+    MshPins pins = pins_with(file);
+    assert_true(pins.block_layer && !pins.unknown);
+    int ring = (int)syscall(SYS_io_uring_setup, 4, &parameters);
+    assert_true(ring >= 0);
+    assert_true(nobody_pins());
+    file = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    assert_int_equal(syscall(SYS_io_uring_register, ring, IORING_REGISTER_FILES, &file, 1), 0);
+    close(file);
+    pins = pins_with(ring);
+    assert_true(pins.unknown && !pins.block_layer);
+    assert_true(nobody_pins());
 }
 
 int main(void)
@@ -133,8 +166,9 @@ int main(void)
         cmocka_unit_test(test_nested_guests_are_followed_since_6_13),
         cmocka_unit_test(test_a_plain_process_has_nothing_in_the_way),
         cmocka_unit_test(test_locked_memory_of_more_than_a_pool_of_keys_is_seen),
-        cmocka_unit_test(test_what_may_pin_is_told_by_its_link),
-        cmocka_unit_test(test_an_open_direct_descriptor_may_pin),
+        cmocka_unit_test(test_which_devices_may_pin),
+        cmocka_unit_test(test_a_ring_pins_when_it_keeps_files_or_buffers),
+        cmocka_unit_test(test_what_is_open_may_pin),
         cmocka_unit_test(test_a_packet_pipe_is_no_direct_io),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
