@@ -44,7 +44,7 @@ if [ ! -e initrd ]; then
     cp /bin/busybox initrd.tmp/bin/busybox
     install -m 755 "$recipe/initrd-init" initrd.tmp/init
     for name in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk \
-        crc16 crc32c_generic mbcache jbd2 ext4; do
+        virtio_balloon virtio_mem crc16 crc32c_generic mbcache jbd2 ext4; do
         find boot.tmp/kernel -name "$name.ko" -exec cp {} initrd.tmp/modules/ \;
     done
     (cd initrd.tmp && find . -print0 | LC_ALL=C sort -z | cpio --quiet -0 -o -H newc) | gzip -1 >initrd.part

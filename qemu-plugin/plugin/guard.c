@@ -43,6 +43,7 @@ struct MshGuard {
     bool started;
     Discards discards;
     bool held;
+    bool must_release; /* discards could not be disabled: nothing may be shared any more */
     unsigned slotless_looks;
     bool is_quieting;    /* its timer runs */
     unsigned quiet_rest; /* looks until it may run */
@@ -303,9 +304,8 @@ static MshVerdict judge(MshGuard *guard, const MshQemuFacts *facts)
     return verdict;
 }
 
-/* Raises or lowers, after the claim on discards that goes with it. Never waits. False: what is shared is not
- * safe from discards. */
-static bool decide(MshGuard *guard, MshVerdict *ret_verdict)
+/* Raises or lowers, after the claim on discards that goes with it. Never waits. */
+static MshVerdict decide(MshGuard *guard)
 {
     MshQemuFacts facts;
 
@@ -318,18 +318,24 @@ static bool decide(MshGuard *guard, MshVerdict *ret_verdict)
         facts.discards_disabled = true;
         judge(guard, &facts);
     }
+    guard->must_release = !is_claimed && wanted == DISCARDS_DISABLED;
     pthread_mutex_lock(&guard->lock);
-    *ret_verdict = verdict_locked(guard);
-    enforce_locked(guard, ret_verdict);
+    verdict = verdict_locked(guard);
+    enforce_locked(guard, &verdict);
     pthread_mutex_unlock(&guard->lock);
-    return is_claimed || wanted != DISCARDS_DISABLED;
+    return verdict;
+}
+
+static void release_if_must(MshGuard *guard)
+{
+    if (guard->must_release)
+        release_quietly(guard, UINT64_MAX);
 }
 
 static void hold(MshGuard *guard, bool hold)
 {
-    if (hold == guard->held)
-        return;
-    msh_engine_hold(guard->engine, hold);
+    if (hold || guard->held)
+        msh_engine_hold(guard->engine, hold);
     guard->held = hold;
 }
 
@@ -344,15 +350,13 @@ static bool host_is_seen(MshGuard *guard)
 /* One look of the main loop. May wait for the engine to be between two windows. */
 static void look(MshGuard *guard)
 {
-    MshVerdict verdict;
-
     guard->slotless_looks += guard->slotless_looks < SLOTLESS_LOOKS;
-    if (!decide(guard, &verdict))
-        release_quietly(guard, UINT64_MAX);
+    MshVerdict verdict = decide(guard);
+    bool off = verdict.ceiling == MSH_MODE_OFF || guard->mode == MSH_MODE_OFF;
+
+    release_if_must(guard);
     hold(guard, verdict.hold || !host_is_seen(guard));
-    msh_ram_update(guard->ram,
-                   verdict.ceiling != MSH_MODE_OFF && guard->mode != MSH_MODE_OFF && !verdict.hold,
-                   guard->ram_refusal);
+    msh_ram_update(guard->ram, !off && !verdict.hold, guard->ram_refusal);
     quiet_if_needed(guard);
 }
 
@@ -408,13 +412,12 @@ static int start_watcher(MshGuard *guard, MshError *error)
 
 int msh_guard_start(MshGuard *guard, MshError *error)
 {
-    MshVerdict verdict;
     int r;
 
     look_at_host(guard);
     /* What no block can change is known before memory is registered, and the rest right after. */
     look(guard);
-    decide(guard, &verdict);
+    decide(guard);
     r = msh_engine_start(guard->engine, error);
     if (r == 0)
         r = start_watcher(guard, error);
@@ -429,23 +432,19 @@ int msh_guard_start(MshGuard *guard, MshError *error)
 
 void msh_guard_set_mode(MshGuard *guard, MshMode mode)
 {
-    MshVerdict verdict;
-
     guard->mode = mode;
     guard->quiet_rest = 0;
     if (guard->started)
-        decide(guard, &verdict);
+        decide(guard);
     msh_engine_set_mode(guard->engine, mode);
 }
 
 void msh_guard_on_device(MshGuard *guard)
 {
-    MshVerdict verdict;
-
     if (!guard->started)
         return;
-    if (!decide(guard, &verdict))
-        release_quietly(guard, UINT64_MAX);
+    decide(guard);
+    release_if_must(guard);
     pthread_mutex_lock(&guard->lock);
     guard->looks_wanted++;
     pthread_cond_signal(&guard->wake);

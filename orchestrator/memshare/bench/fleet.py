@@ -189,8 +189,16 @@ class Fleet:
         self._broker.kill()
         await self._broker.wait()
 
-    async def start_guest(self, name: str, ram_bytes: int, plugin_options: str) -> Guest:
-        """Start one guest on an overlay of its own."""
+    async def start_guest(
+        self,
+        name: str,
+        ram_bytes: int,
+        plugin_options: str,
+        *,
+        arguments: Sequence[str] = (),
+        kernel_options: str = "",
+    ) -> Guest:
+        """Start one guest on an overlay of its own, with more arguments for QEMU and its kernel."""
         overlay = self.folder / f"{name}.qcow2"
         run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
             "-b", str(self.folder / "base.qcow2"), str(overlay))  # fmt: skip
@@ -203,13 +211,14 @@ class Fleet:
             QEMU, "-name", name, "-machine", "pc", "-accel", "tcg,tb-size=64", "-cpu", "qemu64",
             "-smp", "1", "-m", f"{ram_bytes >> 20}", "-nodefaults", "-display", "none", "-no-reboot",
             "-kernel", str(self.folder / "vmlinuz"), "-initrd", str(self.folder / "initrd"),
-            "-append", "console=ttyS0 root=/dev/vda rw panic=-1 quiet",
+            "-append", f"console=ttyS0 root=/dev/vda rw panic=-1 quiet {kernel_options}",
             "-chardev", f"file,id=console,path={self.folder}/{name}.log", "-serial", "chardev:console",
             "-chardev", f"socket,id=agent,path={self.folder}/{name}.agent,server=on,wait=off",
             "-serial", "chardev:agent",
             "-qmp", f"unix:{self.folder}/qmp/{name}.qmp,server=on,wait=off",
             "-drive", f"file={overlay},if=virtio,cache=writeback",
             "-plugin", f"{plugin},socket={self.group_socket},group={GROUP},{plugin_options}",
+            *arguments,
         )  # fmt: skip
         guest = Guest(name, self.folder, process)
         self._stack.push_async_callback(guest.end)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two real Debian guests share their memory while devices of one of them change it behind the engine.
+
+One pair of guests for all, booted once. Guest a wipes what it frees (init_on_free=1), has three disks with
+direct I/O (one for each way that QEMU has), and memory may be plugged into it. Each test begins and ends with
+sharing off. Root.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from tests.lib import guests
+from tests.lib.broker import build_directory
+from tests.lib.slowdisk import SlowDisk, slow_disk
+from tests.lib.vm import VmError, until
+
+from memshare.bench import oracle
+from memshare.bench.demo import ANSWER_SECONDS, RAM_BYTES, read_stats, tell
+from memshare.bench.fleet import Guest, open_fleet
+from memshare.clients import procfs
+from memshare.model import PageStats
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+AIO = ("native", "threads", "io_uring")
+DISK_BYTES = 4 << 20
+DIMM_BYTES = 128 << 20
+HELD_SECONDS = 4.0  # several times what it takes to make all memory plain where nothing is pinned
+
+
+def drive(path: Path, aio: str) -> list[str]:
+    """Return the arguments for a disk without a cache."""
+    return ["-drive", f"file={path},format=raw,if=virtio,cache=none,aio={aio}"]
+
+
+def disks(folder: Path) -> list[str]:
+    """Make a disk for each way of direct I/O."""
+    arguments = []
+    for aio in AIO:
+        path = folder / f"{aio}.raw"
+        path.write_bytes(bytes(DISK_BYTES))
+        path.chmod(0o666)
+        arguments += drive(path, aio)
+    return arguments
+
+
+class Pair(guests.Pair):
+    """With the disk of guest a that can be held."""
+
+    def __init__(self, pair: guests.Pair, slow: SlowDisk) -> None:
+        super().__init__(pair.fleet, pair.expected)
+        self.slow = slow
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pair(image: Path) -> AsyncIterator[Pair]:
+    """Boot the two guests and have them write their files, sharing off."""
+    async with AsyncExitStack() as stack:
+        fleet = await stack.enter_async_context(open_fleet(build_directory(), image))
+        slow = stack.enter_context(slow_disk(fleet.folder, DISK_BYTES))
+        await fleet.start_broker()
+        await fleet.start_guest(
+            "a",
+            RAM_BYTES,
+            "mode=off,scan-rate=0",
+            arguments=[
+                *disks(fleet.folder),
+                *drive(slow.path, "threads"),
+                "-m",
+                f"{RAM_BYTES >> 20}M,slots=4,maxmem=4G",
+            ],
+            kernel_options="init_on_free=1 memhp_default_state=online_movable",
+        )
+        await fleet.start_guest("b", RAM_BYTES, "mode=off,scan-rate=0")
+        yield Pair(await guests.boot_pair(fleet), slow)
+
+
+async def stats_when(guest: Guest, accept: Callable[[PageStats], bool]) -> PageStats:
+    """Wait for a guest's stats that are accepted."""
+
+    async def look() -> PageStats:
+        return (await read_stats([guest]))[0]
+
+    return await until(look, accept, ANSWER_SECONDS)
+
+
+async def execute(guest: Guest, command: str, **arguments: object) -> Any:
+    """Give a guest's monitor a command; an underscore in an argument's name stands for a dash."""
+    async with guest.monitor() as monitor:
+        return await monitor.execute(
+            command, **{name.replace("_", "-"): value for name, value in arguments.items()}
+        )
+
+
+def has_no_slots(stats: PageStats) -> bool:
+    """Whether all is plain memory."""
+    return stats.shared_pages + stats.broken_pages == 0
+
+
+def store_mappings(guest: Guest, memory: oracle.GuestMemory) -> list[procfs.Mapping]:
+    """Return the parts of a guest's RAM that are mapped from the store, by the kernel's word."""
+    return [
+        mapping
+        for mapping in procfs.mappings(guest.pid)
+        if memory.contains(mapping) and mapping.inode
+    ]
+
+
+async def drained(pair: Pair) -> None:
+    """Stop sharing and wait for plain memory."""
+    await tell(pair.guests, mode="off")
+    for guest, memory in zip(pair.guests, pair.memories, strict=True):
+        await stats_when(guest, lambda stats: stats.state == "off" and has_no_slots(stats))
+        assert not store_mappings(guest, memory)
+
+
+@asynccontextmanager
+async def loaded(pair: Pair, request: str) -> AsyncIterator[None]:
+    """Have guest a do something again and again, and both verify in between, during the block."""
+    done = asyncio.Event()
+    rounds = 0
+
+    async def keep_loading() -> None:
+        nonlocal rounds
+        while not done.is_set():
+            await pair.guests[0].ask(request, ANSWER_SECONDS)
+            await pair.verify()
+            rounds += 1
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(keep_loading())
+        yield
+        begun = rounds
+        await until(lambda: asyncio.sleep(0, rounds), lambda now: now > begun, ANSWER_SECONDS)
+        done.set()
+
+
+def waiting(slow: SlowDisk) -> Callable[[], Awaitable[bool]]:
+    """Ask whether a disk has requests that wait."""
+
+    async def look() -> bool:
+        return slow.has_waiting()
+
+    return look
+
+
+async def test_I1_I12_direct_io_while_sharing_and_while_it_is_drained(pair: Pair) -> None:
+    async with loaded(pair, "disks 2"):
+        await pair.start_sharing()
+        broken = await stats_when(pair.guests[0], lambda stats: stats.broken_pages > 0)
+        assert broken.state == "running"
+        await drained(pair)
+    await pair.verify()
+    assert not pair.shared_files().any()
+
+
+async def test_I1_memory_that_a_disk_has_pinned_is_not_copied(pair: Pair) -> None:
+    guest, memory = pair.guests[0], pair.memories[0]
+    await pair.share()
+    await guest.ask("disks 1", ANSWER_SECONDS)
+    # What held the disk's contents is freed, and written to again by the disk.
+    pair.slow.hold()
+    reading = asyncio.ensure_future(guest.ask("reread", ANSWER_SECONDS))
+    try:
+        await until(waiting(pair.slow), bool)
+        await tell(pair.guests, mode="off")
+
+        async def store_is_left() -> bool:
+            return bool(store_mappings(guest, memory))
+
+        with pytest.raises(VmError):
+            await until(store_is_left, lambda is_left: not is_left, HELD_SECONDS)
+    finally:
+        pair.slow.let_go()
+    assert await reading == "reread"
+    await drained(pair)
+    await pair.verify()
