@@ -21,12 +21,13 @@ MshVerdict msh_verdict(const MshHostFacts *host, const MshQemuFacts *vm)
 {
     MshVerdict verdict = {.ceiling = MSH_MODE_CONTENT, .hold = vm->needs_plain_ram};
 
-    if (vm->mem_merge_off)
+    /* QEMU itself sets mem-merge=off for these. */
+    if (vm->confidential)
+        limit(&verdict, MSH_MODE_OFF, "confidential guest: its memory is encrypted or private");
+    else if (vm->mem_merge_off)
         limit(&verdict, MSH_MODE_OFF, "the machine was started with mem-merge=off");
     else if (vm->replaying)
         limit(&verdict, MSH_MODE_OFF, "the machine is recorded or replayed");
-    else if (vm->confidential)
-        limit(&verdict, MSH_MODE_OFF, "confidential guest: its memory is encrypted or private");
     else if (host->overcommit_strict)
         limit(&verdict, MSH_MODE_OFF, "vm.overcommit_memory is 2 on this host");
     else if (host->locked)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Memory of this process, and what the kernel says about it."""
 
+import ctypes
 import mmap
 import os
 import struct
@@ -75,6 +76,22 @@ class Memory:
         for page in range(self.pages):
             at = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
             assert self.buffer[at] == self.expected[at], f"page {page} of {self.pages} is wrong"
+
+
+class _Vector(ctypes.Structure):
+    """struct iovec."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def write_memory(pid: int, address: int, data: bytes) -> None:
+    """Write into another process, as a device would: the kernel pins the pages meanwhile."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here = _Vector(ctypes.cast(data, ctypes.c_void_p), len(data))
+    there = _Vector(address, len(data))
+    written = libc.process_vm_writev(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    if written != len(data):
+        raise OSError(ctypes.get_errno(), f"{written} of {len(data)} bytes were written")
 
 
 class Mapping(NamedTuple):

@@ -34,6 +34,9 @@ static void test_each_fact_limits_and_is_named(void **state)
     expect(host, (MshQemuFacts){.mem_merge_off = true}, MSH_MODE_OFF, "mem-merge=off");
     expect(host, (MshQemuFacts){.replaying = true}, MSH_MODE_OFF, "replayed");
     expect(host, (MshQemuFacts){.confidential = true}, MSH_MODE_OFF, "confidential");
+    /* QEMU switches merging off for such a guest: that is not what its owner should read. */
+    expect(host, (MshQemuFacts){.confidential = true, .mem_merge_off = true}, MSH_MODE_OFF,
+           "confidential");
     expect(host, (MshQemuFacts){.incoming = true}, MSH_MODE_OFF, "incoming migration");
     expect(host, (MshQemuFacts){.discards_disabled = true}, MSH_MODE_OFF, "discards are disabled");
     expect(host, (MshQemuFacts){.ram_refusal = "none of it"}, MSH_MODE_OFF, "none of it");
