@@ -7,6 +7,7 @@ sharing off. Root.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,12 +24,18 @@ from memshare.bench import oracle
 from memshare.bench.demo import ANSWER_SECONDS, RAM_BYTES, read_stats, tell
 from memshare.bench.fleet import Guest, open_fleet
 from memshare.clients import procfs
+from memshare.errors import MemshareError
 from memshare.model import PageStats
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.full_hash,
+    pytest.mark.timeout(900),
+]
 
 AIO = ("native", "threads", "io_uring")
 DISK_BYTES = 4 << 20
+BALLOON_BYTES = 24 << 20
 DIMM_BYTES = 128 << 20
 HELD_SECONDS = 4.0  # several times what it takes to make all memory plain where nothing is pinned
 
@@ -180,3 +187,142 @@ async def test_I1_memory_that_a_disk_has_pinned_is_not_copied(pair: Pair) -> Non
     assert await reading == "reread"
     await drained(pair)
     await pair.verify()
+
+
+async def plug_balloon(guest: Guest, *, reporting: bool) -> None:
+    """Plug a balloon."""
+    await execute(
+        guest,
+        "device_add",
+        driver="virtio-balloon-pci",
+        id="balloon",
+        free_page_reporting=reporting,
+    )
+
+
+async def unplug(guest: Guest, device: str) -> None:
+    """Ask the guest to let go of a device, and wait until it has."""
+
+    async def is_gone() -> bool:
+        # A guest that is busy with something may miss the first time.
+        with contextlib.suppress(MemshareError):
+            await execute(guest, "device_del", id=device)
+        listed = await execute(guest, "qom-list", path="/machine/peripheral")
+        return all(entry["name"] != device for entry in listed)
+
+    await until(is_gone, bool, ANSWER_SECONDS)
+
+
+async def balloon_to(guest: Guest, ram_bytes: int) -> None:
+    """Have the guest give memory away, or take it back, until it has so much."""
+
+    async def actual() -> int:
+        with contextlib.suppress(MemshareError):  # the guest has not seen its balloon yet
+            await execute(guest, "balloon", value=ram_bytes)
+        return int((await execute(guest, "query-balloon"))["actual"])
+
+    await until(actual, lambda now: now == ram_bytes, ANSWER_SECONDS)
+
+
+@pytest.mark.slow
+async def test_I1_a_balloon_inflates_and_deflates_while_the_guest_shares(pair: Pair) -> None:
+    guest = pair.guests[0]
+    await plug_balloon(guest, reporting=False)
+    await pair.share()
+    for _ in range(2):
+        async with pair.verifying(*pair.guests):
+            await balloon_to(guest, RAM_BYTES - BALLOON_BYTES)
+        async with pair.verifying(*pair.guests):
+            await balloon_to(guest, RAM_BYTES)
+        assert await guest.ask("zeros 24", ANSWER_SECONDS) == "24"
+    assert (await read_stats([guest]))[0].refusal == ""
+    assert pair.shared_files().mean() > 0
+    await unplug(guest, "balloon")
+    await drained(pair)
+
+
+@pytest.mark.slow
+async def test_I1_reported_free_pages_read_as_zeros_when_a_balloon_comes_while_the_guest_shares(
+    pair: Pair,
+) -> None:
+    """Pages that were shared and then wiped are the first to be reported."""
+    guest = pair.guests[0]
+    await pair.share()
+    await plug_balloon(guest, reporting=True)
+    await guest.ask("drop", ANSWER_SECONDS)
+    for _ in range(4):
+        assert await guest.ask("zeros 64", ANSWER_SECONDS) == "64"
+    stats = await stats_when(guest, has_no_slots)
+    assert (stats.mode, stats.state) == ("zero", "running")
+    assert "free page reporting" in stats.refusal
+
+    pair.expected[0] = await guest.ask("fill common", ANSWER_SECONDS)
+    await pair.verify()
+    await unplug(guest, "balloon")
+    await stats_when(guest, lambda stats: stats.mode == "content" and not stats.refusal)
+    await pair.share()
+    await drained(pair)
+
+
+@pytest.mark.slow
+async def test_I1_a_dimm_comes_and_goes_while_the_guest_shares_it(pair: Pair) -> None:
+    guest = pair.guests[0]
+    await pair.share()
+    await execute(
+        guest, "object-add", **{"qom-type": "memory-backend-ram"}, id="m", size=DIMM_BYTES
+    )
+    dimm = oracle.GuestMemory(guest.pid, DIMM_BYTES)
+    await execute(guest, "device_add", driver="pc-dimm", id="dimm", memdev="m")
+    await stats_when(guest, lambda stats: stats.ram_bytes == RAM_BYTES + DIMM_BYTES)
+    await guest.ask("plugged", ANSWER_SECONDS)
+    # Movable memory is taken first: the files are in the DIMM now.
+    await guest.ask("drop", ANSWER_SECONDS)
+    pair.expected[0] = await guest.ask("fill common", ANSWER_SECONDS)
+
+    async def shared_pages() -> int:
+        (table,) = oracle.look([dimm])
+        return int(table.store.sum())
+
+    async with pair.verifying(*pair.guests):
+        await until(shared_pages, lambda pages: pages > guests.FILE_PAGES // 2, ANSWER_SECONDS)
+    async with pair.verifying(pair.guests[1]):
+        await unplug(guest, "dimm")
+        await execute(guest, "object-del", id="m")
+        await stats_when(guest, lambda stats: stats.ram_bytes == RAM_BYTES)
+    await pair.verify()
+    await drained(pair)
+
+
+@pytest.mark.slow
+async def test_I1_virtio_mem_is_plugged_and_unplugged_while_zero_pages_are_given_back(
+    pair: Pair,
+) -> None:
+    guest = pair.guests[0]
+    await pair.share()
+    await execute(
+        guest, "object-add", **{"qom-type": "memory-backend-ram"}, id="v", size=DIMM_BYTES
+    )
+    await execute(guest, "device_add", driver="virtio-mem-pci", id="vm", memdev="v")
+    stats = await stats_when(guest, lambda stats: stats.mode == "zero" and has_no_slots(stats))
+    assert "virtio-mem" in stats.refusal
+
+    async def plugged_bytes() -> int:
+        (device,) = await execute(guest, "query-memory-devices")
+        return int(device["data"]["size"])
+
+    async def plug(length_bytes: int) -> None:
+        device = {"path": "/machine/peripheral/vm", "property": "requested-size"}
+        await execute(guest, "qom-set", **device, value=length_bytes)
+        await until(plugged_bytes, lambda now: now == length_bytes, ANSWER_SECONDS)
+
+    async with pair.verifying(*pair.guests):
+        await plug(DIMM_BYTES)
+    await guest.ask("plugged", ANSWER_SECONDS)
+    await guest.ask("drop", ANSWER_SECONDS)
+    pair.expected[0] = await guest.ask("fill common", ANSWER_SECONDS)
+    await pair.verify()
+    await stats_when(guest, lambda stats: stats.zero_pages > 0)
+    async with pair.verifying(pair.guests[1]):
+        await plug(0)
+    await pair.verify()
+    await drained(pair)

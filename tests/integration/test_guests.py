@@ -13,6 +13,8 @@ from tests.lib.vm import until
 from memshare.bench.demo import ANSWER_SECONDS, RAM_BYTES, read_stats, tell
 from memshare.bench.fleet import open_fleet
 
+pytestmark = pytest.mark.full_hash
+
 MEMORY_RATIO_BAR = 0.02
 
 

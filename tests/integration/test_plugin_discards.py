@@ -86,3 +86,43 @@ async def test_a_device_that_was_there_first_keeps_the_guest_from_sharing(broker
         # Zero pages given back are absent: that takes RAM out of its place as well.
         assert not await may_disable(a)
         await b.stats_when(lambda stats: bool(stats["passes"]))
+
+
+@pytest.mark.parametrize("direct", ["off", "on"])
+async def test_I1_nothing_is_discarded_between_the_coming_of_a_balloon_that_reports_and_plain_memory(
+    broker: Broker, tmp_path: Path, direct: str
+) -> None:
+    """A page that was shared would read as its slot, and the guest expects zeros."""
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(1 << 20))
+    disk = f"driver=file,node-name=disk,filename={image},cache.direct={direct}"
+
+    async with running(*joined(broker), "-blockdev", disk) as a, running(*joined(broker)) as b:
+
+        async def are_disabled() -> bool:
+            return bool(
+                await a.execute("qom-get", path="/objects", property="discards-are-disabled")
+            )
+
+        await a.stats_when(shares)
+        await b.stats_when(shares)
+        assert not await are_disabled()
+        await a.execute(
+            "device_add", driver="virtio-balloon-pci", id="balloon", free_page_reporting=True
+        )
+        assert await are_disabled()  # before the guest can have found it
+        await until(are_disabled, lambda are: not are)
+        stats = await a.stats()
+        assert has_no_slots(stats)
+        assert (stats["mode"], stats["state"]) == ("zero", "running")
+        assert "free page reporting" in stats["refusal"]
+        assert not await may_disable(a)
+
+
+async def test_no_window_is_opened_until_a_new_device_was_looked_at(broker: Broker) -> None:
+    async with running(*joined(broker)) as a, running(*joined(broker)) as b:
+        await a.stats_when(shares)
+        await b.stats_when(shares)
+        await a.execute("device_add", driver="virtio-rng-pci", id="device")
+        assert (await a.stats())["state"] == "paused"
+        await a.stats_when(lambda stats: stats["state"] == "running")

@@ -18,7 +18,6 @@ from memshare.clients import procfs
 RAM_BYTES = 64 << 20
 MORE_BYTES = 24 << 20  # a size that no other mapping of QEMU has
 MORE_PAGES = MORE_BYTES // PAGE_BYTES
-ROUNDS = 4
 SCAN_RATE_PAGES = 1_000_000
 
 
@@ -72,7 +71,11 @@ async def plug(vm: Vm) -> Plugged:
     return Plugged(vm)
 
 
-async def test_I1_memory_comes_and_goes_while_it_is_shared(broker: Broker) -> None:
+@pytest.mark.full_hash
+@pytest.mark.parametrize(
+    "rounds", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+async def test_I1_memory_comes_and_goes_while_it_is_shared(broker: Broker, rounds: int) -> None:
     """Deleted while it is merged, half of it written to; the guest that keeps its own loses nothing."""
     async with (
         running(*joined(broker), "-m", "64M,slots=2,maxmem=1G") as a,
@@ -83,7 +86,7 @@ async def test_I1_memory_comes_and_goes_while_it_is_shared(broker: Broker) -> No
         await b.stats_when(has(RAM_BYTES + MORE_BYTES, 0))
         kept = Plugged(b)
         kept.write(data)
-        for number in range(ROUNDS):
+        for number in range(rounds):
             await a.execute("object-add", qom_type="memory-backend-ram", id="more", size=MORE_BYTES)
             await a.stats_when(has(RAM_BYTES + MORE_BYTES, 0))
             gone = Plugged(a)
@@ -91,7 +94,7 @@ async def test_I1_memory_comes_and_goes_while_it_is_shared(broker: Broker) -> No
             assert gone.read() == data
             await a.stats_when(has(RAM_BYTES + MORE_BYTES, MORE_PAGES))
             assert gone.is_mapped()
-            mine = bytes([1 + number]) * (MORE_BYTES // 2)
+            mine = bytes([1 + number % 255]) * (MORE_BYTES // 2)
             await a.set("scan-rate", 0)  # no page is copied while it is pinned
             gone.write(mine)
             await a.set("scan-rate", SCAN_RATE_PAGES)
@@ -104,6 +107,7 @@ async def test_I1_memory_comes_and_goes_while_it_is_shared(broker: Broker) -> No
         assert await a.quit() == 0
 
 
+@pytest.mark.full_hash
 async def test_a_dimm_is_registered_too(broker: Broker) -> None:
     async with running(*joined(broker), "-m", "64M,slots=2,maxmem=1G") as vm:
         dimm = await plug(vm)
