@@ -77,6 +77,10 @@ class Pair:
         self.guests: Sequence[Guest] = fleet.guests
         self.expected = expected  # what each guest's files hold, as it was when they were written
         self.memories = [oracle.GuestMemory(guest.pid, RAM_BYTES) for guest in fleet.guests]
+        self.find_files()
+
+    def find_files(self) -> None:
+        """See where the files are, which must not be shared now; after they were written anew, too."""
         self.files = [find_files(memory) for memory in self.memories]
 
     async def verify(self, guests: Sequence[Guest] | None = None) -> None:
