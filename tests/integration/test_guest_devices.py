@@ -265,9 +265,9 @@ async def test_I1_reported_free_pages_read_as_zeros_when_a_balloon_comes_while_t
 
     pair.expected[0] = await guest.ask("fill common", ANSWER_SECONDS)
     await pair.verify()
-    pair.find_files()
     await unplug(guest, "balloon")
-    await stats_when(guest, lambda stats: stats.mode == "content" and not stats.refusal)
+    await drained(pair)
+    pair.find_files()
     await pair.share()
     await drained(pair)
 
