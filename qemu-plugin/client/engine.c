@@ -75,6 +75,7 @@ int msh_engine_new(const MshConfig *config, MshEngine **ret_engine, MshError *er
     engine->has_broker = config->socket_path != NULL;
     engine->nothing_pinned = config->nothing_pinned;
     engine->opaque = config->opaque;
+    engine->patience_ns = config->patience_ns;
     atomic_init(&engine->mode, config->mode);
     atomic_init(&engine->ceiling, MSH_MODE_CONTENT);
     atomic_init(&engine->scan_rate_pages, config->scan_rate_pages);
@@ -178,13 +179,33 @@ bool msh_engine_release(MshEngine *engine, uint64_t budget_ns)
  * Section: memory
  */
 
+/* For callers of other threads than the engine's own. */
+static int lock_memory(MshEngine *engine, MshError *error)
+{
+    if (engine->patience_ns == 0) {
+        pthread_mutex_lock(&engine->memory_lock);
+        return 0;
+    }
+    uint64_t end_ns = msh_engine_now_ns() + engine->patience_ns;
+    struct timespec end = {.tv_sec = (time_t)(end_ns / 1000000000u),
+                           .tv_nsec = (long)(end_ns % 1000000000u)};
+    int result = pthread_mutex_clocklock(&engine->memory_lock, CLOCK_MONOTONIC, &end);
+    if (result)
+        return msh_error_set(error, -result, "the engine is busy");
+    return 0;
+}
+
 int msh_engine_register(MshEngine *engine, void *address, size_t length_bytes, MshError *error)
 {
     MshRegion *region;
     int result = msh_region_new(address, length_bytes, &region, error);
     if (result < 0)
         return result;
-    pthread_mutex_lock(&engine->memory_lock);
+    result = lock_memory(engine, error);
+    if (result < 0) {
+        msh_region_free(region);
+        return result;
+    }
     result = msh_memory_add(&engine->memory, region, error);
     if (result == 0) {
         msh_region_set_sharing(region, true);
@@ -209,7 +230,9 @@ static void forget_pages(MshEngine *engine, MshRegion *region)
 
 int msh_engine_unregister(MshEngine *engine, void *address, MshError *error)
 {
-    pthread_mutex_lock(&engine->memory_lock);
+    int result = lock_memory(engine, error);
+    if (result < 0)
+        return result;
     MshRegion *region = msh_memory_remove(&engine->memory, address);
     if (region) {
         msh_release_region(engine, region);
@@ -268,13 +291,15 @@ int msh_engine_set_ceiling(MshEngine *engine, MshMode ceiling, const char *reaso
 int msh_engine_hold(MshEngine *engine, bool hold)
 {
     atomic_store(&engine->is_held, hold);
-    /* Who gets the lock knows that the last window is closed, and the next one sees the flag. */
-    pthread_mutex_lock(&engine->memory_lock);
-    for (size_t i = 0; i < engine->memory.count; i++)
-        msh_track_drop(&engine->scan.track, engine->memory.region[i], 0,
-                       engine->memory.region[i]->pages);
-    pthread_mutex_unlock(&engine->memory_lock);
     wake(engine);
+    if (!hold)
+        return 0;
+    /* Who gets the lock knows that the last window is closed, and the next one sees the flag. */
+    int result = lock_memory(engine, NULL);
+    if (result < 0)
+        return result;
+    msh_worker_stop_tracking(engine);
+    pthread_mutex_unlock(&engine->memory_lock);
     return 0;
 }
 

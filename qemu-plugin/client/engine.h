@@ -46,6 +46,7 @@ struct MshEngine {
     bool has_broker;
     bool (*nothing_pinned)(void *opaque);
     void *opaque;
+    uint64_t patience_ns;
 
     /* steering and facts: atomics */
     _Atomic uint32_t mode, ceiling, cpu_limit_percent;

@@ -29,9 +29,7 @@ static void rest(uint64_t for_ns)
 /* The userfaultfd is closed, and with it every registration is gone. */
 static void lose_window(MshEngine *engine)
 {
-    for (size_t i = 0; i < engine->memory.count; i++)
-        msh_track_drop(&engine->scan.track, engine->memory.region[i], 0,
-                       engine->memory.region[i]->pages);
+    msh_worker_stop_tracking(engine);
     engine->scan.track.uffd = NULL;
     msh_window_fini(&engine->window);
     engine->has_window = false;

@@ -242,7 +242,8 @@ int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint3
     result = replace(rebuild, &site, fresh);
     if (result < 0)
         munmap(fresh, site.length_bytes);
-    msh_rebuild_close_range(rebuild, site.wide, site.wide_bytes);
+    if (result != -EBUSY) /* or it is registered with somebody else, who keeps it */
+        msh_rebuild_close_range(rebuild, site.wide, site.wide_bytes);
     if (result < 0)
         return result;
     *ret_returned_count = 0;

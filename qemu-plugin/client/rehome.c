@@ -69,6 +69,7 @@ int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *re
             memset(ret_done + i, true, end - i);
         i = end > i ? end : i + 1;
     }
-    msh_rebuild_close_range(rebuild, home, length_bytes);
+    if (result != -EBUSY) /* or it is registered with somebody else, who keeps it */
+        msh_rebuild_close_range(rebuild, home, length_bytes);
     return result;
 }

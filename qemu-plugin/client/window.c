@@ -43,6 +43,7 @@ typedef struct Span {
     MshRegion *region;
     uint32_t first, end; /* pages */
     bool open;
+    bool foreign; /* somebody else has registered it, and keeps it */
 } Span;
 
 typedef struct Run {
@@ -491,6 +492,9 @@ static void close_spans(MshWindow *window, Plan *plan)
         const Span *span = &plan->span[i];
         void *start = msh_region_address(span->region, span->first);
         size_t length_bytes = msh_pages_to_bytes(span->end - span->first);
+        /* Linux before 6.18 lets one userfaultfd unregister what is another's, who would miss writes. */
+        if (span->foreign)
+            continue;
         /* Also where registering failed: part of the span may be registered all the same. */
         int result = msh_uffd_unregister(&window->uffd, start, length_bytes);
         is_stuck |= result < 0 && span->open;
@@ -526,8 +530,10 @@ size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_
         unsigned modes = MSH_UFFD_MISSING_PAGES;
         if (msh_track_covers(span->region, span->first, span->end))
             modes |= MSH_UFFD_WRITES; /* without it the marks would stay on pages that nobody tracks */
-        span->open = msh_uffd_register(&window->uffd, msh_region_address(span->region, span->first),
-                                       msh_pages_to_bytes(span->end - span->first), modes) == 0;
+        int result = msh_uffd_register(&window->uffd, msh_region_address(span->region, span->first),
+                                       msh_pages_to_bytes(span->end - span->first), modes);
+        span->open = result == 0;
+        span->foreign = result == -EBUSY;
     }
     size_t runs = 0;
     while (runs < plan.runs && (runs == 0 || now_ns() - opened_ns < CLOSE_AFTER_NS)) {

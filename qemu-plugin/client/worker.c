@@ -140,6 +140,24 @@ static void forget_moving(MshEngine *engine)
     engine->moving_frame = 0;
 }
 
+void msh_worker_stop_tracking(MshEngine *engine)
+{
+    for (size_t i = 0; i < engine->memory.count; i++)
+        msh_track_drop(&engine->scan.track, engine->memory.region[i], 0,
+                       engine->memory.region[i]->pages);
+}
+
+/* Somebody else may want to register the memory meanwhile, and the guest need not pay for marks that nobody
+ * reads. */
+static void pause_tracking(MshEngine *engine)
+{
+    if (msh_read(&engine->counters.tracked_pages) == 0)
+        return;
+    pthread_mutex_lock(&engine->memory_lock);
+    msh_worker_stop_tracking(engine);
+    pthread_mutex_unlock(&engine->memory_lock);
+}
+
 /* From the first page on: a view has come to leave since some were passed over. */
 static void begin_moving(MshEngine *engine)
 {
@@ -550,6 +568,8 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
         close_spent_views(engine);
         return SECOND_NS / 10;
     }
+    if (atomic_load(&engine->scan_rate_pages) == 0)
+        pause_tracking(engine);
     uint64_t now_ns = msh_engine_now_ns();
     uint64_t wait_ns = pace_ns(engine, pacing, now_ns);
     bool has_room = has_room_for_more(engine);

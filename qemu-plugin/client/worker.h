@@ -21,6 +21,9 @@ void msh_worker_stop(MshEngine *engine);
  * and will. */
 void msh_worker_settle(MshEngine *engine);
 
+/* No page is tracked any more, nor any registration kept. Memory lock. */
+void msh_worker_stop_tracking(MshEngine *engine);
+
 /* What the exchange calls. */
 MshExchangeEvents msh_worker_events(MshEngine *engine);
 

@@ -38,6 +38,7 @@ struct MshGuard {
     MshEngine *engine;
 
     /* Main loop only. */
+    QemuNotifier migration;
     MshRam *ram;
     MshMode mode; /* as the operator wants it */
     bool started;
@@ -120,7 +121,7 @@ static void look_at_qemu(MshGuard *guard, MshQemuFacts *ret_facts)
         qemu.object_property_get_link(machine, "confidential-guest-support", NULL) != NULL;
     facts.replaying = *qemu.replay_mode != 0;
     facts.incoming = is_incoming();
-    facts.needs_plain_ram = qemu.migrate_background_snapshot();
+    facts.needs_plain_ram = qemu.migration_in_bg_snapshot();
     facts.discards_disabled =
         guard->discards == DISCARDS_FREE && qemu.ram_block_discard_is_disabled();
     memcpy(facts.ram_refusal, guard->ram_refusal, sizeof(facts.ram_refusal));
@@ -332,6 +333,7 @@ static void release_if_must(MshGuard *guard)
         release_quietly(guard, UINT64_MAX);
 }
 
+/* Also while it is held: an engine that did not get there in time has another try. */
 static void hold(MshGuard *guard, bool hold)
 {
     if (hold || guard->held)
@@ -347,7 +349,7 @@ static bool host_is_seen(MshGuard *guard)
     return is_seen;
 }
 
-/* One look of the main loop. May wait for the engine to be between two windows. */
+/* One look of the main loop. May wait a while for the engine to be between two windows. */
 static void look(MshGuard *guard)
 {
     guard->slotless_looks += guard->slotless_looks < SLOTLESS_LOOKS;
@@ -366,6 +368,18 @@ static gboolean on_timer(gpointer opaque)
 {
     look(opaque);
     return G_SOURCE_CONTINUE;
+}
+
+/* A snapshot that is about to start registers all RAM itself, which fails where any of it is registered
+ * still. Called by the main loop, before there is a thread of migration. */
+static int on_migration(QemuNotifier *notifier, void *event, Error **errp)
+{
+    MshGuard *guard = (MshGuard *)((char *)notifier - offsetof(MshGuard, migration));
+
+    (void)event;
+    (void)errp;
+    hold(guard, decide(guard).hold);
+    return 0;
 }
 
 /*
@@ -426,6 +440,7 @@ int msh_guard_start(MshGuard *guard, MshError *error)
         return r;
     }
     guard->started = true;
+    qemu.migration_add_notifier(&guard->migration, on_migration);
     g_timeout_add_seconds(LOOK_PERIOD_SECONDS, on_timer, guard);
     return 0;
 }

@@ -15,6 +15,8 @@
  * for a device that was there before is seen up to a second late.
  *   - Where the guest's disks may pin pages, and the mode is not content, the main loop drains the block
  * layer again and again for the twinkling in which pages that are mapped from the store are made plain.
+ *   - Before a background snapshot starts the last window is closed and no registration kept; an engine that
+ * does not get there in time makes the snapshot fail.
  *
  * Threads: the verbs are for the main loop, under QEMU's big lock.
  */

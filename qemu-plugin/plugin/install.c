@@ -23,6 +23,7 @@
 #include "qom.h"
 
 #define SOCKET_DIRECTORY "/run/memshare"
+#define PATIENCE_NS 250000000u   /* of the main loop, with an engine that does not get on */
 #define SCAN_RATE_DEFAULT 10000u /* pages per second: 40 MB/s looked at */
 
 typedef struct Options {
@@ -167,6 +168,7 @@ static int make_engine(const Options *options, MshError *error)
         .scan_rate_pages = options->scan_rate_pages,
         .cpu_limit_percent = options->cpu_limit_percent,
         .nothing_pinned = nothing_pinned,
+        .patience_ns = PATIENCE_NS,
     };
     return msh_engine_new(&config, &engine, error);
 }

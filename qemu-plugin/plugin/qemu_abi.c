@@ -45,6 +45,24 @@ static int look_up(const char *symbol, void *ret_pointer, MshError *error)
     return 0;
 }
 
+/* 7.2 and up to 8.1 */
+static void (*add_state_change_notifier)(QemuNotifier *notifier);
+
+/* What is called with two arguments and not asked for its answer may as well expect a third and give one. */
+static void add_old_notifier(QemuNotifier *notifier, MigrationNotify *notify)
+{
+    notifier->notify = (void (*)(QemuNotifier *, void *))(void (*)(void))notify;
+    add_state_change_notifier(notifier);
+}
+
+static int look_up_notifier(QemuAbi *found, MshError *error)
+{
+    if (look_up("migration_add_notifier", &found->migration_add_notifier, error) == 0)
+        return 0;
+    found->migration_add_notifier = add_old_notifier;
+    return look_up("add_migration_state_change_notifier", &add_state_change_notifier, error);
+}
+
 int msh_qemu_abi_load(MshError *error)
 {
     QemuAbi found = {0};
@@ -60,6 +78,9 @@ int msh_qemu_abi_load(MshError *error)
     if (r < 0)
         return r;
     r = look_up("replay_mode", &found.replay_mode, error);
+    if (r < 0)
+        return r;
+    r = look_up_notifier(&found, error);
     if (r < 0)
         return r;
     qemu = found;

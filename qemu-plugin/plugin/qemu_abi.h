@@ -51,6 +51,8 @@ typedef struct QemuDeviceListener {
     void *links[6];
 } QemuDeviceListener;
 
+typedef int MigrationNotify(QemuNotifier *notifier, void *event, Error **errp);
+
 /* X(return type, name, parameters) */
 #define QEMU_FUNCTIONS(X)                                                                          \
     X(void, bdrv_drain_all_begin, (void))                                                          \
@@ -63,7 +65,7 @@ typedef struct QemuDeviceListener {
     X(Object *, memory_region_owner, (MemoryRegion * region))                                      \
     X(void, memory_region_ref, (MemoryRegion * region))                                            \
     X(void, memory_region_unref, (MemoryRegion * region))                                          \
-    X(bool, migrate_background_snapshot, (void))                                                   \
+    X(bool, migration_in_bg_snapshot, (void))                                                      \
     X(bool, migration_in_incoming_postcopy, (void))                                                \
     X(int, object_child_foreach_recursive, (Object * root, ObjectVisit * visit, void *opaque))     \
     X(ObjectClass *, object_class_by_name, (const char *type_name))                                \
@@ -118,6 +120,8 @@ typedef struct QemuAbi {
 #undef X
     const QEnumLookup *RunState_lookup;
     const int *replay_mode; /* 0: neither recording nor replaying */
+    /* Calls when an outgoing migration or snapshot is about to start, and when it has ended. */
+    void (*migration_add_notifier)(QemuNotifier *notifier, MigrationNotify *notify);
 } QemuAbi;
 
 extern QemuAbi qemu;

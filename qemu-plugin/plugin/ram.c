@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "ram.h"
 
+#include <errno.h>
 #include <glib.h>
 #include <stdio.h>
 #include <string.h>
@@ -138,20 +139,25 @@ static int survey_block(RAMBlock *ram_block, void *opaque)
     return 0;
 }
 
-static void register_block(MshRam *ram, Block *block)
+/* False: the engine is busy. The next survey tries again. */
+static bool register_block(MshRam *ram, Block *block)
 {
     MshError error = {0};
 
     /* KSM's pages are neither anonymous nor ours to move: give them back first. EINVAL, a kernel
      * without KSM, is as good. */
     madvise(block->address, block->length_bytes, MADV_UNMERGEABLE);
-    if (msh_engine_register(ram->engine, block->address, block->length_bytes, &error) == 0) {
+    int r = msh_engine_register(ram->engine, block->address, block->length_bytes, &error);
+    if (r == -ETIMEDOUT)
+        return false;
+    if (r == 0) {
         block->state = BLOCK_REGISTERED;
-        return;
+        return true;
     }
     block->state = BLOCK_FAILED;
     snprintf(block->failure, sizeof(block->failure), "cannot be registered: %.110s", error.text);
     refuse(ram, block->length_bytes, "of the guest", block->failure);
+    return true;
 }
 
 static void drop_block(MshRam *ram, Block *block)
@@ -184,7 +190,7 @@ void msh_ram_update(MshRam *ram, bool may_register, char ret_refusal[MSH_TEXT_BY
             continue;
         }
         if (block->state == BLOCK_FOUND && may_register)
-            register_block(ram, block);
+            may_register = register_block(ram, block);
         some |= block->state != BLOCK_FAILED;
     }
     snprintf(ret_refusal, MSH_TEXT_BYTES, "%s", some ? "" : ram->refusal);

@@ -17,7 +17,8 @@
  *   - One engine a process is the rule; several are possible on disjoint memory.
  *
  * Threads: every function may be called from any thread unless it says otherwise. Functions marked
- * "waits" block until the engine's own threads are between two windows.
+ * "waits" block until the engine's own threads are between two windows; those marked "waits a while" give up
+ * with -ETIMEDOUT after MshConfig.patience_ns.
  */
 #ifndef MEMSHARE_MEMSHARE_H
 #define MEMSHARE_MEMSHARE_H
@@ -45,6 +46,9 @@ typedef struct MshConfig {
      * any thread; must not block. */
     bool (*nothing_pinned)(void *opaque);
     void *opaque;
+
+    uint64_t patience_ns; /* for callers that must not be stopped by an engine that does not get on; 0:
+                             endless */
 } MshConfig;
 
 /*
@@ -78,16 +82,17 @@ bool msh_engine_release(MshEngine *engine, uint64_t budget_ns);
 /* Registers private anonymous memory of this process. All or nothing.
  * -EINVAL unaligned or empty · -ENOMEM not mapped, whole or in part · -EPERM shared, file-backed,
  * locked, hugetlb or not writable · -E2BIG beyond what frame numbers can name · -EEXIST overlaps memory
- * that an engine of this process has registered already. Waits. */
+ * that an engine of this process has registered already. Waits a while. */
 int msh_engine_register(MshEngine *engine, void *address, size_t length_bytes, MshError *error);
 
-/* Un-shares and forgets one registered range, given as it was registered. -ENOENT. Waits. */
+/* Un-shares and forgets one registered range, given as it was registered. -ENOENT. Waits a while. */
 int msh_engine_unregister(MshEngine *engine, void *address, MshError *error);
 
 /*
  * Steering: sets atomics only, never waits
  */
 int msh_engine_set_mode(MshEngine *engine, MshMode mode);
+/* Rate 0 pauses: nothing new is shared, what is shared stays, and soon no userfaultfd registration is left. */
 int msh_engine_set_scan_rate(MshEngine *engine, uint64_t pages_per_second);
 int msh_engine_set_cpu_limit(MshEngine *engine, uint32_t percent);
 
@@ -96,7 +101,8 @@ int msh_engine_set_cpu_limit(MshEngine *engine, uint32_t percent);
 int msh_engine_set_ceiling(MshEngine *engine, MshMode ceiling, const char *reason);
 
 /* While held no window is opened and no userfaultfd registration is kept; what is shared stays
- * shared. On return with hold = true the last window is closed. Waits. */
+ * shared. On return of 0 with hold = true the last window is closed. Waits a while; -ETIMEDOUT: no new window
+ * is opened, but one may be open still. */
 int msh_engine_hold(MshEngine *engine, bool hold);
 
 /*

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Migration and snapshots over QMP, and the whole memory of a guest."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from tests.lib.vm import Vm, until
+
+#: Fast enough for any guest that writes, and slow enough for none.
+UNLIMITED, CRAWL = 1 << 40, 1 << 20
+
+
+async def set_capabilities(vm: Vm, *names: str) -> None:
+    """Switch these capabilities on."""
+    await vm.execute(
+        "migrate-set-capabilities",
+        capabilities=[{"capability": name, "state": True} for name in names],
+    )
+
+
+async def set_bandwidth(vm: Vm, bytes_per_second: int) -> None:
+    """Say how fast an outgoing migration may be."""
+    await vm.execute(
+        "migrate-set-parameters",
+        max_bandwidth=bytes_per_second,
+        max_postcopy_bandwidth=bytes_per_second,
+    )
+
+
+async def migration_is(vm: Vm, *wanted: str) -> str:
+    """Wait for a status of a migration, outgoing or incoming; fails when it has failed."""
+
+    async def look() -> dict[str, Any]:
+        info: dict[str, Any] = await vm.execute("query-migrate")
+        assert info.get("status") != "failed" or "failed" in wanted, (info, vm.messages)
+        return info
+
+    info = await until(look, lambda info: info.get("status") in wanted)
+    return str(info["status"])
+
+
+async def memory_digest(vm: Vm, directory: Path, memory_mib: int = 64) -> str:
+    """Digest all that a stopped guest's memory holds."""
+    path = directory / "memory"
+    await vm.execute("pmemsave", val=0, size=memory_mib << 20, filename=str(path))
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    path.unlink()
+    return digest
