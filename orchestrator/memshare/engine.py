@@ -51,7 +51,8 @@ class Engine:
 
     ``nothing_pinned`` promises that no I/O is ever in flight into registered memory (no O_DIRECT, no
     io_uring buffers), which lets ``detach`` give back plain memory rather than private copies inside
-    mappings of the store.
+    mappings of the store. ``patience_ns`` is how long ``register``, ``unregister`` and ``hold`` wait
+    for an engine that is at work, before they fail; 0 is for ever.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Engine:
         scan_rate: int = UNLIMITED,
         cpu_limit: int = 0,
         nothing_pinned: bool = False,
+        patience_ns: int = 0,
     ) -> None:
         """Make an engine; raises EngineError when the host cannot share or an argument is wrong."""
         keep = [
@@ -82,6 +84,7 @@ class Engine:
                 "nothing_pinned": ffi.addressof(lib, "never_pinned")
                 if nothing_pinned
                 else ffi.NULL,
+                "patience_ns": patience_ns,
             },
         )
         holder, error = ffi.new("MshEngine **"), ffi.new("MshError *")
@@ -133,7 +136,7 @@ class Engine:
 
     def hold(self, *, hold: bool) -> None:
         """While held, nothing is replaced and nothing is registered with userfaultfd."""
-        lib.msh_engine_hold(self._open(), hold)
+        _check(lib.msh_engine_hold(self._open(), hold), ffi.new("MshError *"))
 
     def start(self) -> None:
         """Let two background threads scan and merge, at the scan rate."""

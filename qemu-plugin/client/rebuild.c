@@ -195,7 +195,7 @@ static int replace(MshRebuild *rebuild, Site *site, uint8_t *fresh)
     int result = msh_uffd_register(&rebuild->uffd, site->wide, site->wide_bytes, MODES);
     if (result == 0)
         result = msh_uffd_protect(&rebuild->uffd, site->home, site->length_bytes, true);
-    if (result < 0)
+    if (result != 0)
         return result;
     copy_out(rebuild, site);
     result = put_in_place(site, fresh);
@@ -234,18 +234,14 @@ int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint3
     uint8_t *fresh = map_fresh(&site);
     if (!fresh)
         return -errno;
-    int result = msh_uffd_register(&rebuild->uffd, fresh, site.length_bytes, MODES);
-    if (result < 0) {
+    bool is_open = msh_uffd_register(&rebuild->uffd, fresh, site.length_bytes, MODES) == 0;
+    int result = is_open ? replace(rebuild, &site, fresh) : -EBUSY;
+    if (result != 0)
         munmap(fresh, site.length_bytes);
-        return result;
-    }
-    result = replace(rebuild, &site, fresh);
-    if (result < 0)
-        munmap(fresh, site.length_bytes);
-    if (result != -EBUSY) /* or it is registered with somebody else, who keeps it */
+    if (is_open && result != MSH_E_UFFD_FOREIGN)
         msh_rebuild_close_range(rebuild, site.wide, site.wide_bytes);
-    if (result < 0)
-        return result;
+    if (result != 0)
+        return result < 0 ? result : -EBUSY;
     *ret_returned_count = 0;
     record(rebuild, &site, ret_returned, ret_returned_count);
     *ret_end = site.page + site.pages;

@@ -69,7 +69,8 @@ int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *re
             memset(ret_done + i, true, end - i);
         i = end > i ? end : i + 1;
     }
-    if (result != -EBUSY) /* or it is registered with somebody else, who keeps it */
-        msh_rebuild_close_range(rebuild, home, length_bytes);
+    if (result == MSH_E_UFFD_FOREIGN)
+        return -EBUSY;
+    msh_rebuild_close_range(rebuild, home, length_bytes);
     return result;
 }

@@ -13,7 +13,7 @@ static bool kernel_tells(const MshUffd *uffd, const MshPagemap *pagemap, volatil
     for (unsigned page = 0; page < PAGES; page++)
         if (page != NEVER_TOUCHED)
             pages[page * MSH_PAGE_BYTES] = 1;
-    if (msh_uffd_register(uffd, start, msh_pages_to_bytes(PAGES), MSH_UFFD_WRITES) < 0 ||
+    if (msh_uffd_register(uffd, start, msh_pages_to_bytes(PAGES), MSH_UFFD_WRITES) != 0 ||
         msh_pagemap_written(pagemap, start, PAGES, PAGES, ranges, &end) < 1 ||
         msh_pagemap_protect(pagemap, start, PAGES) < 0 ||
         msh_pagemap_written(pagemap, start, PAGES, PAGES, ranges, &end) != 0)
@@ -52,7 +52,7 @@ bool msh_track_arm(MshTrack *track, MshRegion *region, uint32_t block)
 {
     size_t length_bytes;
     void *start = block_start(region, block, &length_bytes);
-    if (!track->uffd || msh_uffd_register(track->uffd, start, length_bytes, MSH_UFFD_WRITES) < 0)
+    if (!track->uffd || msh_uffd_register(track->uffd, start, length_bytes, MSH_UFFD_WRITES) != 0)
         return false;
     if (msh_pagemap_protect(track->pagemap, start, msh_bytes_to_pages(length_bytes)) < 0) {
         msh_uffd_unregister(track->uffd, start, length_bytes);
@@ -109,7 +109,7 @@ void msh_track_resume(MshTrack *track, MshRegion *region, uint32_t first, uint32
 {
     for (uint32_t at = first, to; next_tracked(region, &at, end, &to); at = to) {
         void *start = msh_region_address(region, at);
-        if (msh_uffd_register(track->uffd, start, msh_pages_to_bytes(to - at), MSH_UFFD_WRITES) < 0) {
+        if (msh_uffd_register(track->uffd, start, msh_pages_to_bytes(to - at), MSH_UFFD_WRITES) != 0) {
             msh_track_drop(track, region, at, to);
             continue;
         }

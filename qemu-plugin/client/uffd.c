@@ -58,7 +58,9 @@ int msh_uffd_register(const MshUffd *uffd, void *start, size_t length_bytes, uns
         .range = {.start = (uintptr_t)start, .len = length_bytes},
         .mode = ((modes & MSH_UFFD_MISSING_PAGES) ? UFFDIO_REGISTER_MODE_MISSING : 0) |
                 ((modes & MSH_UFFD_WRITES) ? UFFDIO_REGISTER_MODE_WP : 0)};
-    return ioctl(uffd->fd, UFFDIO_REGISTER, &request) < 0 ? -errno : 0;
+    if (ioctl(uffd->fd, UFFDIO_REGISTER, &request) == 0)
+        return 0;
+    return errno == EBUSY ? MSH_E_UFFD_FOREIGN : -errno;
 }
 
 int msh_uffd_unregister(const MshUffd *uffd, void *start, size_t length_bytes)

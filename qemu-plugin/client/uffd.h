@@ -25,6 +25,8 @@ enum {
     MSH_E_UFFD_AGAIN = 2,   /* the address space is changing; try again */
     MSH_E_UFFD_MISSING = 3, /* no page at the source */
     MSH_E_UFFD_EXISTS = 4,  /* a page at the destination already */
+    MSH_E_UFFD_FOREIGN = 5, /* somebody else's userfaultfd has the range, or a part of it. Nothing was done, and
+                               nothing may be undone: Linux before 6.18 lets anybody unregister it */
 };
 
 typedef enum MshUffdMode {
@@ -45,7 +47,7 @@ typedef enum MshUffdPurpose {
 int msh_uffd_open(MshUffd *uffd, int device_fd, MshUffdPurpose purpose, MshError *error);
 void msh_uffd_close(MshUffd *uffd);
 
-/* modes: a set of MshUffdMode. */
+/* modes: a set of MshUffdMode. 0 · MSH_E_UFFD_FOREIGN · -errno: part of the range may be registered. */
 int msh_uffd_register(const MshUffd *uffd, void *start, size_t length_bytes, unsigned modes);
 int msh_uffd_unregister(const MshUffd *uffd, void *start, size_t length_bytes);
 

@@ -43,7 +43,7 @@ typedef struct Span {
     MshRegion *region;
     uint32_t first, end; /* pages */
     bool open;
-    bool foreign; /* somebody else has registered it, and keeps it */
+    bool foreign; /* registered by somebody else */
 } Span;
 
 typedef struct Run {
@@ -88,7 +88,8 @@ static int map_scratch(MshWindow *window)
     madvise(area, length_bytes, MADV_DONTFORK);
     madvise(area, length_bytes, MADV_DONTDUMP);
     madvise(area, length_bytes, MADV_NOHUGEPAGE);
-    return msh_uffd_register(&window->uffd, area, length_bytes, MSH_UFFD_MISSING_PAGES);
+    int result = msh_uffd_register(&window->uffd, area, length_bytes, MSH_UFFD_MISSING_PAGES);
+    return result == MSH_E_UFFD_FOREIGN ? -EBUSY : result;
 }
 
 int msh_window_init(MshWindow *window, int device_fd, const MshPagemap *pagemap,
@@ -492,7 +493,6 @@ static void close_spans(MshWindow *window, Plan *plan)
         const Span *span = &plan->span[i];
         void *start = msh_region_address(span->region, span->first);
         size_t length_bytes = msh_pages_to_bytes(span->end - span->first);
-        /* Linux before 6.18 lets one userfaultfd unregister what is another's, who would miss writes. */
         if (span->foreign)
             continue;
         /* Also where registering failed: part of the span may be registered all the same. */
@@ -533,7 +533,7 @@ size_t msh_window_merge(MshWindow *window, const MshCandidate *candidates, size_
         int result = msh_uffd_register(&window->uffd, msh_region_address(span->region, span->first),
                                        msh_pages_to_bytes(span->end - span->first), modes);
         span->open = result == 0;
-        span->foreign = result == -EBUSY;
+        span->foreign = result == MSH_E_UFFD_FOREIGN;
     }
     size_t runs = 0;
     while (runs < plan.runs && (runs == 0 || now_ns() - opened_ns < CLOSE_AFTER_NS)) {

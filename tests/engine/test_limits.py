@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from tests.lib.broker import build_directory, wait_until
-from tests.lib.memory import Memory, contents
+from tests.lib.memory import Memory, contents, mappings_of
 from tests.lib.wire import build_has_weak_hash
 
 from memshare.engine import Engine
@@ -76,6 +76,24 @@ def test_scan_rate_0_pauses() -> None:
         assert engine.stats()["scanned_pages"] == 0
         engine.set(scan_rate=100_000)
         wait_until(lambda: engine.stats()["zero_pages"] == 512, "it goes on")
+
+
+def registered(memory: Memory) -> bool:
+    """Whether any of it is registered with a userfaultfd."""
+    return any({"um", "uw"} & mapping.flags for mapping in mappings_of(memory))
+
+
+def test_a_pause_leaves_memory_free_for_other_userfaultfds() -> None:
+    """The kernel tells nobody who writes while nobody asks."""
+    memory = plain(1024).fill(lambda page: page + 1000)
+    with running(memory) as (engine, _):
+        wait_until(lambda: engine.stats()["tracked_pages"] == 1024, "all is tracked")
+        assert registered(memory)
+        engine.set(scan_rate=0)
+        wait_until(lambda: engine.stats()["tracked_pages"] == 0, "nothing is")
+        assert not registered(memory)
+        engine.set(scan_rate=1_000_000)
+        wait_until(lambda: engine.stats()["tracked_pages"] == 1024, "all is again")
 
 
 @pytest.mark.parametrize(("percent", "pages"), [(3, 16384), (10, 65536)])
