@@ -17,6 +17,7 @@
 
 #define LOOK_PERIOD_SECONDS 1
 #define STOP_DEADLINE_SECONDS 1
+#define SNAPSHOT_TRIES 8
 
 /* While the block layer is drained the guest's disks and the monitor stand still: for a fifth of the time. */
 #define QUIET_PERIOD_MS 100
@@ -333,12 +334,13 @@ static void release_if_must(MshGuard *guard)
         release_quietly(guard, UINT64_MAX);
 }
 
-/* Also while it is held: an engine that did not get there in time has another try. */
-static void hold(MshGuard *guard, bool hold)
+/* Also while it is held: an engine that did not get there in time has another try. False: nor did it now. */
+static bool hold(MshGuard *guard, bool hold)
 {
-    if (hold || guard->held)
-        msh_engine_hold(guard->engine, hold);
+    int r = hold || guard->held ? msh_engine_hold(guard->engine, hold) : 0;
+
     guard->held = hold;
+    return r == 0;
 }
 
 static bool host_is_seen(MshGuard *guard)
@@ -371,14 +373,20 @@ static gboolean on_timer(gpointer opaque)
 }
 
 /* A snapshot that is about to start registers all RAM itself, which fails where any of it is registered
- * still. Called by the main loop, before there is a thread of migration. */
+ * still, and leaves the guest stopped: worth a longer wait. Called by the main loop, before there is a thread
+ * of migration. */
 static int on_migration(QemuNotifier *notifier, void *event, Error **errp)
 {
     MshGuard *guard = (MshGuard *)((char *)notifier - offsetof(MshGuard, migration));
 
     (void)event;
-    (void)errp;
-    hold(guard, decide(guard).hold);
+    for (unsigned tries = 0; !hold(guard, decide(guard).hold); tries++) {
+        if (tries == SNAPSHOT_TRIES) {
+            qemu.error_setg_internal(errp, __FILE__, __LINE__, __func__,
+                                     "memshare has not let go of the guest's memory in time: try again");
+            return -EBUSY;
+        }
+    }
     return 0;
 }
 

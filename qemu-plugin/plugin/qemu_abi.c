@@ -45,17 +45,23 @@ static int look_up(const char *symbol, void *ret_pointer, MshError *error)
     return 0;
 }
 
-/* 7.2 and up to 8.1 */
+/* 7.2 asks for no answer. */
 static void (*add_state_change_notifier)(QemuNotifier *notifier);
+static MigrationNotify *state_change_notify;
 
-/* What is called with two arguments and not asked for its answer may as well expect a third and give one. */
+static void notify_of_state_change(QemuNotifier *notifier, void *event)
+{
+    state_change_notify(notifier, event, NULL);
+}
+
 static void add_old_notifier(QemuNotifier *notifier, MigrationNotify *notify)
 {
-    notifier->notify = (void (*)(QemuNotifier *, void *))(void (*)(void))notify;
+    notifier->notify = notify_of_state_change;
+    state_change_notify = notify;
     add_state_change_notifier(notifier);
 }
 
-static int look_up_notifier(QemuAbi *found, MshError *error)
+static int look_up_migration_notifier(QemuAbi *found, MshError *error)
 {
     if (look_up("migration_add_notifier", &found->migration_add_notifier, error) == 0)
         return 0;
@@ -80,7 +86,7 @@ int msh_qemu_abi_load(MshError *error)
     r = look_up("replay_mode", &found.replay_mode, error);
     if (r < 0)
         return r;
-    r = look_up_notifier(&found, error);
+    r = look_up_migration_notifier(&found, error);
     if (r < 0)
         return r;
     qemu = found;

@@ -51,6 +51,7 @@ typedef struct QemuDeviceListener {
     void *links[6];
 } QemuDeviceListener;
 
+/* Not 0, with an error: it shall not start. 7.2 starts it all the same. */
 typedef int MigrationNotify(QemuNotifier *notifier, void *event, Error **errp);
 
 /* X(return type, name, parameters) */
@@ -120,7 +121,7 @@ typedef struct QemuAbi {
 #undef X
     const QEnumLookup *RunState_lookup;
     const int *replay_mode; /* 0: neither recording nor replaying */
-    /* Calls when an outgoing migration or snapshot is about to start, and when it has ended. */
+    /* Calls the one function when an outgoing migration or snapshot is about to start, and when it has ended. */
     void (*migration_add_notifier)(QemuNotifier *notifier, MigrationNotify *notify);
 } QemuAbi;
 

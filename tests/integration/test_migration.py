@@ -2,8 +2,7 @@
 """Guests that write and verify all the time are migrated and saved while they share."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,13 @@ from tests.lib.migration import (
     set_bandwidth,
     set_capabilities,
 )
-from tests.lib.payload import Report, shares_well
-from tests.lib.vm import Stats, Vm, VmError, plugin_arguments, running, until
+from tests.lib.payload import SCAN_RATE, Report, settled, shares_on, shares_well, sharing
+from tests.lib.vm import Vm, VmError, running, until
 
 pytestmark = pytest.mark.full_hash
 
-SCAN_RATE = 200_000
 #: The plugin looks once a second whether it may share.
 LOOKS_SECONDS = 2.5
-
-
-def sharing(broker: Broker) -> list[str]:
-    """Return -plugin for a guest of that broker's, scanning fast."""
-    return plugin_arguments(socket=str(broker.socket_path()), scan_rate=SCAN_RATE)
 
 
 @pytest.fixture
@@ -48,23 +41,6 @@ def report(tmp_path: Path) -> Report:
 def far_report(tmp_path: Path) -> Report:
     """What it says on another host."""
     return Report(tmp_path / "far-report")
-
-
-@asynccontextmanager
-async def settled(broker: Broker, report: Report, *arguments: str) -> AsyncIterator[Vm]:
-    """Run a guest until it shares well."""
-    async with running(*sharing(broker), *report.arguments, *arguments) as vm:
-        await shares_well(vm)
-        await report.more_rounds()
-        yield vm
-
-
-async def shares_on(vm: Vm) -> Stats:
-    """Wait until more was merged, and the kernel tells who writes."""
-    merged = (await vm.stats())["merged_pages"]
-    return await vm.stats_when(
-        lambda stats: bool(stats["merged_pages"] > merged and stats["tracked_pages"])
-    )
 
 
 async def test_I1_precopy_between_hosts_that_both_share(

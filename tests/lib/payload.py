@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A guest that writes to its memory and compares all of it again and again (tests/payload/writer.c)."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.lib.broker import build_directory
-from tests.lib.vm import Vm, VmError, until
+from tests.lib.broker import Broker, build_directory
+from tests.lib.vm import Vm, VmError, plugin_arguments, running, until
 
+SCAN_RATE = 200_000
 #: What `running` gives the guest by default is enough for the pages it checks.
 STEADY_PAGES = 4096
 #: Steady pages are two by two equal, and few are written at any time.
@@ -43,3 +45,28 @@ async def shares_well(vm: Vm) -> None:
     await vm.stats_when(
         lambda stats: bool(stats["shared_pages"] >= SHARED_PAGES_BAR and stats["zero_pages"])
     )
+
+
+async def shares_on(vm: Vm) -> None:
+    """Wait until more was merged, and the kernel tells who writes."""
+    merged = (await vm.stats())["merged_pages"]
+    await vm.stats_when(
+        lambda stats: bool(stats["merged_pages"] > merged and stats["tracked_pages"])
+    )
+
+
+def sharing(broker: Broker, scan_rate: int = SCAN_RATE) -> list[str]:
+    """Return -plugin for a guest of that broker's."""
+    return plugin_arguments(socket=str(broker.socket_path()), scan_rate=scan_rate)
+
+
+@asynccontextmanager
+async def settled(
+    broker: Broker, report: Report, *arguments: str, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Vm]:
+    """Run such a guest, and wait until it shares well."""
+    arguments = (*sharing(broker), *report.arguments, *arguments)
+    async with running(*arguments, environment=environment) as vm:
+        await shares_well(vm)
+        await report.more_rounds()
+        yield vm

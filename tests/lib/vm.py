@@ -6,10 +6,11 @@ Without further arguments the guest is a PC under TCG that runs its firmware and
 
 import asyncio
 import contextlib
+import os
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,7 +130,12 @@ class Vm:
 
 
 @contextlib.asynccontextmanager
-async def running(*arguments: str, memory_mib: int = 64, accel: str = "tcg") -> AsyncIterator[Vm]:
+async def running(
+    *arguments: str,
+    memory_mib: int = 64,
+    accel: str = "tcg",
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Vm]:
     """Run QEMU with these arguments; kill what is left of it at the end."""
     # A directory of our own: the path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="memshare-vm-") as directory:
@@ -142,6 +148,7 @@ async def running(*arguments: str, memory_mib: int = 64, accel: str = "tcg") -> 
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=stderr,
+                env={**os.environ, **(environment or {})},
             )
         vm = Vm(process, log)
         try:
