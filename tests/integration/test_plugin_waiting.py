@@ -3,6 +3,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +31,10 @@ COMMANDS: list[tuple[str, dict[str, Any]]] = [
     ("stop", {}),
     ("cont", {}),
     ("system_reset", {}),
-    ("object-add", {"qom-type": "memory-backend-ram", "id": "more", "size": 32 * MIB}),
-    ("object-del", {"id": "more"}),
-    ("device_add", {"driver": "virtio-balloon-pci", "id": "balloon"}),
 ]
+RAM_BYTES, MORE_BYTES = 64 * MIB, 32 * MIB
+#: The plugin looks once a second what there is to register or to let go of.
+LOOKS_SECONDS = 2.5
 
 
 async def answers(vm: Vm, command: str, **arguments: object) -> Any:
@@ -45,12 +46,24 @@ async def answers(vm: Vm, command: str, **arguments: object) -> Any:
         raise VmError(f"{command} {arguments} has not been answered") from None
 
 
+async def add_memory(vm: Vm, name: str) -> None:
+    """Plug memory in, of which the guest sees nothing."""
+    await answers(vm, "object-add", qom_type="memory-backend-ram", id=name, size=MORE_BYTES)
+
+
 async def all_are_answered(vm: Vm) -> None:
-    """Run all commands, twice, and looks of the plugin's own in between."""
-    for _ in range(2):
+    """Run all commands again and again, and while the plugin looks at memory that has come and gone."""
+    await add_memory(vm, "new")
+    await answers(vm, "object-del", id="old")
+    end = time.monotonic() + LOOKS_SECONDS
+    while time.monotonic() < end:
         for command, arguments in COMMANDS:
-            if command != "device_add" or _ == 0:
-                await answers(vm, command, **arguments)
+            await answers(vm, command, **arguments)
+
+
+async def has_memory(vm: Vm, size_bytes: int) -> None:
+    """Wait until so much is registered."""
+    await vm.stats_when(lambda stats: bool(stats["ram_bytes"] == size_bytes))
 
 
 async def migrates(vm: Vm, wanted: str) -> None:
@@ -78,6 +91,8 @@ def stopped(broker: Broker) -> Iterator[None]:
 
 async def test_I7_a_broker_that_is_stuck_stops_nobody(broker: Broker, report: Report) -> None:
     async with settled(broker, report) as vm:
+        await add_memory(vm, "old")
+        await has_memory(vm, RAM_BYTES + MORE_BYTES)
         with stopped(broker):
             await all_are_answered(vm)
             await report.more_rounds()
@@ -93,6 +108,7 @@ async def test_I7_a_broker_that_is_stuck_stops_nobody(broker: Broker, report: Re
 async def test_I7_a_broker_that_never_answers_stops_nobody(broker: Broker, report: Report) -> None:
     with stopped(broker):
         async with running(*sharing(broker), *report.arguments) as vm:
+            await add_memory(vm, "old")
             await all_are_answered(vm)
             await report.more_rounds()
             await migrates(vm, "completed")
@@ -126,9 +142,14 @@ async def test_an_engine_that_is_stuck_stops_nobody(
 ) -> None:
     stall = Stall(tmp_path)
     async with settled(broker, report, environment=stall.environment) as vm:
+        await add_memory(vm, "old")
+        await has_memory(vm, RAM_BYTES + MORE_BYTES)
         with stall.stuck():
             await all_are_answered(vm)
             await report.more_rounds()
+            assert (await vm.stats())["ram_bytes"] == RAM_BYTES + MORE_BYTES, "it has changed nothing"
+        await answers(vm, "object-del", id="new")
+        await has_memory(vm, RAM_BYTES)
         await shares_well(vm)
         await shares_on(vm)
         with stall.stuck():
