@@ -228,24 +228,34 @@ static void forget_pages(MshEngine *engine, MshRegion *region)
     msh_region_uncount(region, &engine->counters);
 }
 
+static void remove_region(MshEngine *engine, MshRegion *region)
+{
+    msh_memory_remove(&engine->memory, region->base);
+    /* Since it was released, some of it may have been visited. */
+    msh_track_drop(&engine->scan.track, region, 0, region->pages);
+    msh_region_set_sharing(region, false);
+    forget_pages(engine, region);
+    msh_uncount(&engine->counters.ram_bytes, msh_pages_to_bytes(region->pages));
+    msh_uncount(&engine->counters.page_map_bytes, msh_region_overhead_bytes(region));
+}
+
 int msh_engine_unregister(MshEngine *engine, void *address, MshError *error)
 {
     int result = lock_memory(engine, error);
     if (result < 0)
         return result;
-    MshRegion *region = msh_memory_remove(&engine->memory, address);
-    if (region) {
-        msh_release_region(engine, region);
-        msh_region_set_sharing(region, false);
-        forget_pages(engine, region);
-        msh_uncount(&engine->counters.ram_bytes, msh_pages_to_bytes(region->pages));
-        msh_uncount(&engine->counters.page_map_bytes, msh_region_overhead_bytes(region));
-    }
-    pthread_mutex_unlock(&engine->memory_lock);
+    uint64_t until_ns = engine->patience_ns ? msh_engine_now_ns() + engine->patience_ns : UINT64_MAX;
+    MshRegion *region = msh_memory_at(&engine->memory, address);
     if (!region)
-        return msh_error_set(error, -ENOENT, "no memory is registered at %p", address);
-    msh_region_free(region);
-    return 0;
+        result = msh_error_set(error, -ENOENT, "no memory is registered at %p", address);
+    else if (!msh_release_region(engine, region, until_ns))
+        result = msh_error_set(error, -ETIMEDOUT, "the memory at %p is not un-shared yet", address);
+    else
+        remove_region(engine, region);
+    pthread_mutex_unlock(&engine->memory_lock);
+    if (result == 0)
+        msh_region_free(region);
+    return result;
 }
 
 /*

@@ -32,6 +32,14 @@ int msh_memory_add(MshMemory *memory, MshRegion *region, MshError *error)
     return 0;
 }
 
+MshRegion *msh_memory_at(const MshMemory *memory, const void *address)
+{
+    for (size_t i = 0; i < memory->count; i++)
+        if (memory->region[i]->base == address)
+            return memory->region[i];
+    return NULL;
+}
+
 MshRegion *msh_memory_remove(MshMemory *memory, const void *address)
 {
     for (size_t i = 0; i < memory->count; i++) {

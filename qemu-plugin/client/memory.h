@@ -15,6 +15,9 @@ typedef struct MshMemory {
 /* Gives the region frame numbers and takes it over. -E2BIG: no numbers left · -ENOMEM */
 int msh_memory_add(MshMemory *memory, MshRegion *region, MshError *error);
 
+/* The region that starts at address, or NULL. */
+MshRegion *msh_memory_at(const MshMemory *memory, const void *address);
+
 /* Takes out the region that starts at address, or returns NULL. */
 MshRegion *msh_memory_remove(MshMemory *memory, const void *address);
 

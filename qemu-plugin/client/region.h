@@ -65,6 +65,8 @@ typedef struct MshRegion {
     uint32_t first_frame;
     bool advises_huge; /* the owner asked for huge pages (VmFlags hg): restored on detach */
     bool dont_fork, dont_dump, no_reserve;
+    bool is_leaving;    /* it is being released, and no page of it is shared any more */
+    uint32_t released;  /* pages, from the first on: so far */
     uint8_t *state; /* MshPageState, one a page */
     uint8_t *look;  /* one a page */
     uint32_t *word; /* PRIVATE: see above; SHARED and BROKEN: the slot, in local numbering */

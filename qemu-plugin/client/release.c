@@ -114,10 +114,17 @@ bool msh_release_block(MshEngine *engine, uint32_t *frame, bool is_quiet)
     return region != NULL;
 }
 
-void msh_release_region(MshEngine *engine, MshRegion *region)
+bool msh_release_region(MshEngine *engine, MshRegion *region, uint64_t until_ns)
 {
-    for (uint32_t first = 0; first < region->pages; first = block_end(region, first))
-        release_pages(engine, region, first, block_end(region, first), false);
+    region->is_leaving = true;
+    while (region->released < region->pages) {
+        uint32_t end = block_end(region, region->released);
+        release_pages(engine, region, region->released, end, false);
+        region->released = end;
+        if (msh_engine_now_ns() >= until_ns)
+            break;
+    }
+    return region->released == region->pages;
 }
 
 /* A page in the middle of a run costs two mappings more when it is plain again. */

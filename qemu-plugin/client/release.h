@@ -17,8 +17,9 @@ bool msh_release_is_due(const MshEngine *engine);
  * memory lock. */
 bool msh_release_block(MshEngine *engine, uint32_t *frame, bool is_quiet);
 
-/* The same for all pages of one region. Memory lock. */
-void msh_release_region(MshEngine *engine, MshRegion *region);
+/* The same for all pages of one region that leaves, or those that can be done until then; the next call goes on
+ * from there. Whether it is done. Memory lock. */
+bool msh_release_region(MshEngine *engine, MshRegion *region, uint64_t until_ns);
 
 /* Rebuilds what has been BROKEN for a while in pages [first, end), so that it can merge again, as long as
  * the mappings last that this may cost. Memory lock. */

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An engine that does not get on, and who calls it meanwhile; runs in a process of its own.
 
-A window is held open, as by a kernel call that does not return.
+Argument: stuck, a window is held open as by a kernel call that does not return; or leaving, there is more to
+do than a call may take.
 """
 
 import errno
+import sys
 import threading
 
 import pytest
-from tests.lib.memory import PAGE_BYTES, Memory
+from tests.lib.memory import PAGE_BYTES, Memory, mappings_of
 from tests.lib.native import Faults
 
 from memshare.engine import Engine, EngineError
 
-PAGES = 64
+PAGES, LARGE_PAGES = 64, 2048
 PATIENCE_NS = 10_000_000
 
 
-def main() -> None:
+def stuck() -> None:
     """Each call that waits gives up and can be made again later; all others just return."""
     memory, other = Memory(PAGES).fill(lambda page: page % 4), Memory(PAGES)
     faults = Faults()
@@ -26,8 +28,8 @@ def main() -> None:
         engine.register(memory.buffer)
         engine.scan_once()
         faults.gate("MOVE_OUT")
-        stuck = threading.Thread(target=engine.scan_once)
-        stuck.start()
+        thread = threading.Thread(target=engine.scan_once)
+        thread.start()
         faults.wait_for_gate()
         calls = [
             lambda: engine.register(other.buffer),
@@ -43,7 +45,7 @@ def main() -> None:
         engine.set_ceiling("zero", "a reason")
         assert engine.stats()["ram_bytes"] == PAGES * PAGE_BYTES
         faults.open_gate()
-        stuck.join()
+        thread.join()
         for call in calls:
             call()
         assert engine.stats()["ram_bytes"] == PAGES * PAGE_BYTES
@@ -51,5 +53,28 @@ def main() -> None:
     other.check()
 
 
+def leaving() -> None:
+    """Memory is un-shared a little with each call, and none of it is shared anew in between."""
+    memory = Memory(LARGE_PAGES).fill(lambda page: page % 4 + 1)
+    with Engine(nothing_pinned=True, patience_ns=1) as engine:
+        engine.register(memory.buffer)
+        for _ in range(8):
+            engine.scan_once()
+        shared = [engine.stats()["shared_pages"]]
+        while True:
+            try:
+                engine.unregister(memory.buffer)
+                break
+            except EngineError as error:
+                assert error.errno == errno.ETIMEDOUT
+            engine.scan_once()
+            shared.append(engine.stats()["shared_pages"])
+            assert shared[-1] < shared[-2]
+        assert len(shared) > 2
+        assert engine.stats()["shared_pages"] == engine.stats()["tracked_pages"] == 0
+        assert not any({"um", "uw"} & mapping.flags for mapping in mappings_of(memory))
+    memory.check()
+
+
 if __name__ == "__main__":
-    main()
+    {"stuck": stuck, "leaving": leaving}[sys.argv[1]]()

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from qemu.qmp import ConnectError, QMPClient
 from tests.lib.broker import build_directory
@@ -55,10 +55,21 @@ async def until(
     return seen
 
 
+class Process(Protocol):
+    """What is asked of the process of a QEMU: as of one of asyncio's."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def send_signal(self, signal: int, /) -> None: ...
+    async def wait(self) -> int: ...
+
+
 class Vm:
     """One running QEMU. Made by `running`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: Process, log: Path) -> None:
         self.process = process
         self.qmp = QMPClient("test")
         self._log = log

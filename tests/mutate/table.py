@@ -198,8 +198,8 @@ MUTANTS = (
         name="failed-rebuild-stays-registered",
         file=REBUILD,
         citation="* on. I8 */",
-        old="        munmap(fresh, site.length_bytes);\n    msh_rebuild_close_range",
-        new="        return munmap(fresh, site.length_bytes), result;\n    msh_rebuild_close_range",
+        old="        munmap(fresh, site.length_bytes);\n    if (is_open",
+        new="        return munmap(fresh, site.length_bytes), result;\n    if (is_open",
         tests=(f"{FAILING}[PROTECT]",),
     ),
     Mutant(

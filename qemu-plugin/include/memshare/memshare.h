@@ -85,7 +85,8 @@ bool msh_engine_release(MshEngine *engine, uint64_t budget_ns);
  * that an engine of this process has registered already. Waits a while. */
 int msh_engine_register(MshEngine *engine, void *address, size_t length_bytes, MshError *error);
 
-/* Un-shares and forgets one registered range, given as it was registered. -ENOENT. Waits a while. */
+/* Un-shares and forgets one registered range, given as it was registered. -ENOENT. Waits a while; -ETIMEDOUT:
+ * nothing of it is shared anew, and the next call goes on with what is still shared. */
 int msh_engine_unregister(MshEngine *engine, void *address, MshError *error);
 
 /*
