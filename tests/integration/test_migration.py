@@ -2,13 +2,15 @@
 """Guests that write and verify all the time are migrated and saved while they share."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from qemu.qmp import ExecuteError
 from tests.lib.broker import Broker
 from tests.lib.migration import (
     CRAWL,
+    MEMORY,
     UNLIMITED,
     memory_digest,
     migration_is,
@@ -43,13 +45,27 @@ def far_report(tmp_path: Path) -> Report:
     return Report(tmp_path / "far-report")
 
 
+@pytest.mark.parametrize("capabilities", [(), ("multifd",), ("xbzrle",)], ids=",".join)
 async def test_I1_precopy_between_hosts_that_both_share(
-    broker: Broker, far_broker: Broker, report: Report, far_report: Report, tmp_path: Path
+    capabilities: Sequence[str],
+    broker: Broker,
+    far_broker: Broker,
+    report: Report,
+    far_report: Report,
+    tmp_path: Path,
 ) -> None:
     uri = f"unix:{tmp_path}/migration"
-    incoming = [*sharing(far_broker), *far_report.arguments, "-incoming", uri, "-S"]
-    async with settled(broker, report) as source, running(*incoming) as destination:
+    incoming = [*sharing(far_broker), *far_report.arguments, *MEMORY, "-incoming", "defer", "-S"]
+    async with settled(broker, report, *MEMORY) as source, running(*incoming) as destination:
         await set_bandwidth(source, CRAWL)
+        await source.execute("migrate", uri="exec:cat >/dev/null")
+        await migration_is(source, "active")
+        await source.execute("migrate_cancel")
+        await migration_is(source, "cancelled")
+
+        for vm in (source, destination):
+            await set_capabilities(vm, *capabilities)
+        await destination.execute("migrate-incoming", uri=uri)
         await source.execute("migrate", uri=uri)
         await migration_is(source, "active")
         # Shared pages travel like any others, and the guest goes on sharing.
@@ -74,8 +90,8 @@ async def test_I1_postcopy_between_hosts_that_both_share(
     broker: Broker, far_broker: Broker, report: Report, far_report: Report, tmp_path: Path
 ) -> None:
     uri = f"unix:{tmp_path}/migration"
-    incoming = [*sharing(far_broker), *far_report.arguments, "-incoming", "defer", "-S"]
-    async with settled(broker, report) as source, running(*incoming) as destination:
+    incoming = [*sharing(far_broker), *far_report.arguments, *MEMORY, "-incoming", "defer", "-S"]
+    async with settled(broker, report, *MEMORY) as source, running(*incoming) as destination:
         for vm in (source, destination):
             await set_capabilities(vm, "postcopy-ram")
         await set_bandwidth(source, CRAWL)
@@ -97,6 +113,15 @@ async def test_I1_postcopy_between_hosts_that_both_share(
         await shares_on(destination)
         await far_report.more_rounds()
         assert (await source.stats())["state"] == "running"
+
+
+async def test_I1_rdma_which_needs_memory_to_stay_in_place_is_refused(
+    broker: Broker, report: Report
+) -> None:
+    async with settled(broker, report) as vm:
+        with pytest.raises(ExecuteError, match="cannot disable RAM discard"):
+            await vm.execute("migrate", uri="rdma:127.0.0.1:1")
+        await report.more_rounds()
 
 
 class Sink:
@@ -173,7 +198,7 @@ async def disk(tmp_path: Path) -> list[str]:
 async def test_I1_loadvm_brings_memory_back_as_savevm_found_it(
     broker: Broker, report: Report, disk: list[str], tmp_path: Path
 ) -> None:
-    async with settled(broker, report, *disk) as vm:
+    async with settled(broker, report, *MEMORY, *disk) as vm:
         await vm.execute("stop")
         saved = await memory_digest(vm, tmp_path)
         await monitor(vm, "savevm stopped")

@@ -30,7 +30,6 @@ COMMANDS: list[tuple[str, dict[str, Any]]] = [
     ("query-status", {}),
     ("stop", {}),
     ("cont", {}),
-    ("system_reset", {}),
 ]
 RAM_BYTES, MORE_BYTES = 64 * MIB, 32 * MIB
 #: The plugin looks once a second what there is to register or to let go of.
@@ -59,6 +58,7 @@ async def all_are_answered(vm: Vm) -> None:
     while time.monotonic() < end:
         for command, arguments in COMMANDS:
             await answers(vm, command, **arguments)
+    await answers(vm, "system_reset")
 
 
 async def has_memory(vm: Vm, size_bytes: int) -> None:
@@ -147,7 +147,9 @@ async def test_an_engine_that_is_stuck_stops_nobody(
         with stall.stuck():
             await all_are_answered(vm)
             await report.more_rounds()
-            assert (await vm.stats())["ram_bytes"] == RAM_BYTES + MORE_BYTES, "it has changed nothing"
+            assert (await vm.stats())["ram_bytes"] == RAM_BYTES + MORE_BYTES, (
+                "it has changed nothing"
+            )
         await answers(vm, "object-del", id="new")
         await has_memory(vm, RAM_BYTES)
         await shares_well(vm)
