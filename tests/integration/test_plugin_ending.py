@@ -35,8 +35,7 @@ async def test_I6_qemu_ends_while_windows_are_open(
 ) -> None:
     for time in range(TIMES):
         async with running(*sharing(broker, AS_FAST_AS_IT_CAN), *report.arguments) as vm:
-            seen = (await vm.stats_when(lambda stats: bool(stats["merged_pages"])))["windows"]
-            await vm.stats_when(lambda stats, seen=seen: bool(stats["windows"] > seen))
+            await vm.stats_when(lambda stats: bool(stats["merged_pages"]))
             assert await (vm.quit() if time % 2 else vm.terminate()) == 0
     all_slots_are_back(control)
 
