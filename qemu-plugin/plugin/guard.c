@@ -380,7 +380,7 @@ static int on_migration(QemuNotifier *notifier, void *event, Error **errp)
     MshGuard *guard = (MshGuard *)((char *)notifier - offsetof(MshGuard, migration));
 
     (void)event;
-    for (unsigned tries = 0; !hold(guard, decide(guard).hold); tries++) {
+    for (unsigned tries = 0; decide(guard).hold && !hold(guard, true); tries++) {
         if (tries == SNAPSHOT_TRIES) {
             qemu.error_setg_internal(errp, __FILE__, __LINE__, __func__,
                                      "memshare has not let go of the guest's memory in time: try again");
