@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest that writes to its memory and compares all of it again and again (tests/payload/writer.c)."""
+"""Guests of one file that write to memory and compare it again and again (tests/payload)."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.lib.broker import Broker, build_directory
-from tests.lib.vm import Vm, VmError, plugin_arguments, running, until
+from tests.lib.vm import DEADLINE_SECONDS, Vm, VmError, plugin_arguments, running, until
 
 SCAN_RATE = 200_000
 #: What `running` gives the guest by default is enough for the pages it checks.
@@ -18,13 +18,14 @@ SHARED_PAGES_BAR = STEADY_PAGES // 3
 class Report:
     """What one guest says on its serial port."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, payload: str = "writer") -> None:
         self.path = path
+        self._payload = payload
 
     @property
     def arguments(self) -> Sequence[str]:
         """What makes QEMU run the guest; a destination of migration needs the same."""
-        payload = build_directory() / "tests" / "payload" / "payload-writer.elf"
+        payload = build_directory() / "tests" / "payload" / f"payload-{self._payload}.elf"
         return ["-kernel", str(payload), "-serial", f"file:{self.path}"]
 
     async def rounds(self) -> int:
@@ -34,10 +35,12 @@ class Report:
             raise VmError(f"the guest has read what it did not write: {text[text.index('bad') :]}")
         return text.count("\n")
 
-    async def more_rounds(self, wanted: int = 3) -> None:
-        """Wait for so many more looks at everything, the one under way not counted."""
+    async def more_rounds(
+        self, wanted: int = 3, deadline_seconds: float = DEADLINE_SECONDS
+    ) -> None:
+        """Wait for so many more rounds, the one under way not counted."""
         enough = await self.rounds() + wanted + 1
-        await until(self.rounds, lambda rounds: rounds >= enough)
+        await until(self.rounds, lambda rounds: rounds >= enough, deadline_seconds)
 
 
 async def shares_well(vm: Vm) -> None:

@@ -18,6 +18,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "console.h"
+
 enum {
     PAGES = 8192,
     PAGE_WORDS = 1024,
@@ -25,40 +27,12 @@ enum {
     WRITTEN_A_ROUND = 512,
     ZEROED_A_ROUND = 256,
     BROKEN_A_ROUND = 16,
-    SERIAL_PORT = 0x3f8,
 };
 
 typedef enum Kind { STEADY, STEADY_TOO, WRITTEN, ZERO_AT_TIMES, KINDS } Kind;
 
 static volatile uint32_t (*const memory)[PAGE_WORDS] = (void *)(16u << 20);
 static uint32_t writes[PAGES]; /* to each page */
-
-/*
- * Serial port
- */
-
-static void put(char character)
-{
-    enum { LINE_STATUS = SERIAL_PORT + 5, TAKES_MORE = 0x20 };
-    uint8_t status;
-    do
-        __asm__ volatile("inb %1, %0" : "=a"(status) : "d"((uint16_t)LINE_STATUS));
-    while (!(status & TAKES_MORE));
-    __asm__ volatile("outb %0, %1" : : "a"(character), "d"((uint16_t)SERIAL_PORT));
-}
-
-static void say(const char *text)
-{
-    while (*text)
-        put(*text++);
-}
-
-static void say_number(uint32_t number)
-{
-    if (number > 9)
-        say_number(number / 10);
-    put((char)('0' + number % 10));
-}
 
 /*
  * What a page must hold
@@ -99,17 +73,7 @@ static void check_page(uint32_t page)
         uint32_t found = memory[page][word];
         if (found == (zero ? 0 : value))
             continue;
-        say("bad ");
-        say_number(page);
-        put(' ');
-        say_number(word);
-        put(' ');
-        say_number(writes[page]);
-        put(' ');
-        say_number(found);
-        put('\n');
-        for (;;)
-            __asm__ volatile("cli; hlt");
+        say_bad((const uint32_t[]){page, word, writes[page], found}, 4);
     }
 }
 
@@ -130,7 +94,8 @@ static void write_some(uint32_t *at, uint32_t count, Kind kind)
     }
 }
 
-__attribute__((noreturn, used)) static void run(void)
+__attribute__((noreturn)) void run(void);
+void run(void)
 {
     uint32_t written = 0, zeroed = 0, broken = 0;
     for (uint32_t page = 0; page < PAGES; page++)
@@ -143,21 +108,6 @@ __attribute__((noreturn, used)) static void run(void)
             check_page(page);
         say("round ");
         say_number(round);
-        put('\n');
+        say("\n");
     }
 }
-
-/*
- * Start
- */
-
-enum { MULTIBOOT_MAGIC = 0x1badb002 };
-__attribute__((section(".multiboot"), used)) static const uint32_t multiboot[3] = {
-    MULTIBOOT_MAGIC, 0, -(uint32_t)MULTIBOOT_MAGIC};
-
-static uint8_t stack[16384] __attribute__((used));
-
-__asm__(".globl _start\n"
-        "_start: mov $stack + 16384, %esp\n"
-        "        cld\n"
-        "        jmp run\n");
