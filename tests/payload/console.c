@@ -8,9 +8,9 @@ static void put(char character)
     enum { LINE_STATUS = SERIAL_PORT + 5, TAKES_MORE = 0x20 };
     uint8_t status;
     do
-        __asm__ volatile("inb %1, %0" : "=a"(status) : "Nd"((uint16_t)LINE_STATUS));
+        __asm__ volatile("inb %1, %0" : "=a"(status) : "d"((uint16_t)LINE_STATUS));
     while (!(status & TAKES_MORE));
-    __asm__ volatile("outb %0, %1" : : "a"(character), "Nd"((uint16_t)SERIAL_PORT));
+    __asm__ volatile("outb %0, %1" : : "a"(character), "d"((uint16_t)SERIAL_PORT));
 }
 
 void say(const char *text)
