@@ -9,6 +9,8 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdio.h>
+#include <string.h>
 
 QemuAbi qemu;
 
@@ -21,9 +23,9 @@ static bool host_has(const char *symbol)
     return dlsym(RTLD_DEFAULT, symbol) != NULL;
 }
 
-/* A host accepts its own version and some older ones: 7.2 takes 0 to 1, 10.0 takes 2 to 4, 11.1
- * only
- * 7. Which host it is shows in a function that it has and the one before has not. */
+/* A host accepts its own version and some older ones: 7.2 takes 0 to 1, 10.0 takes 2 to 4, 11.1 only
+ * 7. Which host it is shows in a function that it has and the one before has not. One that takes none
+ * of them refuses the plugin by itself, before anything of it runs but this. */
 __attribute__((constructor)) static void choose_plugin_version(void)
 {
     if (host_has("qemu_plugin_set_pc"))
@@ -34,15 +36,23 @@ __attribute__((constructor)) static void choose_plugin_version(void)
         qemu_plugin_version = 1;
 }
 
-static int look_up(const char *symbol, void *ret_pointer, MshError *error)
+typedef struct Missing {
+    unsigned count;
+    char names[MSH_ERROR_BYTES - 80]; /* cut off where it is full */
+} Missing;
+
+static void *look_up(const char *symbol, Missing *missing)
 {
     void *address = dlsym(RTLD_DEFAULT, symbol);
 
-    if (address == NULL)
-        return msh_error_set(error, -ENOSYS, "this qemu has no symbol %s", symbol);
-    /* A data pointer may be copied into a function pointer on every system with dlsym. */
-    *(void **)ret_pointer = address;
-    return 0;
+    if (address == NULL) {
+        size_t used = strlen(missing->names);
+
+        snprintf(missing->names + used, sizeof(missing->names) - used, "%s%s",
+                 missing->count == 0 ? "" : ", ", symbol);
+        missing->count++;
+    }
+    return address;
 }
 
 /* 7.2 asks for no answer. */
@@ -61,34 +71,38 @@ static void add_old_notifier(QemuNotifier *notifier, MigrationNotify *notify)
     add_state_change_notifier(notifier);
 }
 
-static int look_up_migration_notifier(QemuAbi *found, MshError *error)
+static void look_up_migration_notifier(QemuAbi *found, Missing *missing)
 {
-    if (look_up("migration_add_notifier", &found->migration_add_notifier, error) == 0)
-        return 0;
-    found->migration_add_notifier = add_old_notifier;
-    return look_up("add_migration_state_change_notifier", &add_state_change_notifier, error);
+    *(void **)&add_state_change_notifier =
+        dlsym(RTLD_DEFAULT, "add_migration_state_change_notifier");
+    if (add_state_change_notifier != NULL) {
+        found->migration_add_notifier = add_old_notifier;
+        return;
+    }
+    *(void **)&found->migration_add_notifier = look_up("migration_add_notifier", missing);
+    /* 8.2 has that name too, but calls with two arguments: an error would be written to nowhere. Since 9.0 there are
+     * three, and this. */
+    look_up("migration_add_notifier_mode", missing);
 }
 
 int msh_qemu_abi_load(MshError *error)
 {
-    QemuAbi found = {0};
-    int r;
+    QemuAbi found;
+    Missing missing = {0};
 
-#define X(type, name, parameters)                                                                  \
-    r = look_up(#name, &found.name, error);                                                        \
-    if (r < 0)                                                                                     \
-        return r;
+    /* A data pointer may be copied into a function pointer on every system with dlsym. */
+#define X(type, name, parameters) *(void **)&found.name = look_up(#name, &missing);
     QEMU_FUNCTIONS(X)
 #undef X
-    r = look_up("RunState_lookup", &found.RunState_lookup, error);
-    if (r < 0)
-        return r;
-    r = look_up("replay_mode", &found.replay_mode, error);
-    if (r < 0)
-        return r;
-    r = look_up_migration_notifier(&found, error);
-    if (r < 0)
-        return r;
+#define X(type, name) found.name = look_up(#name, &missing);
+    QEMU_VARIABLES(X)
+#undef X
+    look_up_migration_notifier(&found, &missing);
+    if (missing.count > 0)
+        return msh_error_set(error, -ENOSYS,
+                             "this qemu lacks %u of the symbols that memshare calls: %s%s",
+                             missing.count, missing.names,
+                             strlen(missing.names) == sizeof(missing.names) - 1 ? "..." : "");
     qemu = found;
     return 0;
 }

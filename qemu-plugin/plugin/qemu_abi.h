@@ -4,8 +4,8 @@
  *
  * What holds: types are opaque and no structure's layout is relied upon, with two exceptions, the
  * notifier and the listener below. One binary so serves every QEMU whose functions have these prototypes
- * (tried: 7.2). A symbol that is missing is named in the refusal; nothing is called before
- * msh_qemu_abi_load() has found all of them.
+ * (`./dev compat` tries 7.2, 10.0 and 11.1). A symbol that is missing is named in the refusal;
+ * nothing is called before msh_qemu_abi_load() has found all of them.
  *
  * Threads: `qemu` is written once, at plugin install, and only read later. Everything in it is for
  * the main loop, under QEMU's big lock.
@@ -115,19 +115,26 @@ typedef int MigrationNotify(QemuNotifier *notifier, void *event, Error **errp);
     X(bool, visit_type_str, (Visitor * visitor, const char *name, char **value, Error **errp))     \
     X(bool, visit_type_uint64, (Visitor * visitor, const char *name, uint64_t *value, Error **errp))
 
+/* X(type, name). replay_mode is 0 when nothing is recorded or replayed. */
+#define QEMU_VARIABLES(X)                                                                          \
+    X(QEnumLookup, RunState_lookup)                                                                \
+    X(int, replay_mode)
+
 typedef struct QemuAbi {
 #define X(type, name, parameters) type(*name) parameters;
     QEMU_FUNCTIONS(X)
 #undef X
-    const QEnumLookup *RunState_lookup;
-    const int *replay_mode; /* 0: neither recording nor replaying */
+#define X(type, name) const type *name;
+    QEMU_VARIABLES(X)
+#undef X
     /* Calls the one function when an outgoing migration or snapshot is about to start, and when it has ended. */
     void (*migration_add_notifier)(QemuNotifier *notifier, MigrationNotify *notify);
 } QemuAbi;
 
 extern QemuAbi qemu;
 
-/* Fills `qemu`. -ENOSYS names the first symbol that this QEMU does not have. */
+/* Fills `qemu`. -ENOSYS counts the symbols that this QEMU does not have, and names as many as fit: `memshare
+ * doctor` reads that line. */
 int msh_qemu_abi_load(MshError *error);
 
 #endif
