@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 from qemu.qmp import ConnectError, QMPClient
 from tests.lib.broker import build_directory
 
-QEMU = "qemu-system-x86_64"
+from memshare.bench.fleet import QEMU
+
 OBJECT = "/objects/memshare0"
 #: Longest wait for anything that takes milliseconds on an idle host.
 DEADLINE_SECONDS = 60.0

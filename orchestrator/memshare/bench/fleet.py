@@ -24,7 +24,8 @@ GUEST_UID = 64055  # Debian's number for libvirt-qemu; it needs no entry in /etc
 GROUP = "demo"
 START_SECONDS = 30.0
 END_SECONDS = 10.0
-QEMU = "qemu-system-x86_64"
+#: The QEMU of every guest, here and in the tests.
+QEMU = os.environ.get("MEMSHARE_QEMU", "qemu-system-x86_64")
 
 
 class Guest:
