@@ -11,7 +11,10 @@ import click
 
 from memshare.errors import MemshareError
 
-VERBS = {"status": "what each guest shares and saves"}
+VERBS = {
+    "status": "what each guest shares and saves",
+    "doctor": "whether a QEMU can run the plugin, and why not",
+}
 
 
 class LazyGroup(click.Group):
