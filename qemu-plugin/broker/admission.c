@@ -17,17 +17,8 @@
 #include <unistd.h>
 
 #include "kernel_abi.h"
-#include "memshare/stats.h"
 
-#define UUID_TEXT_BYTES 37
 #define CGROUP_BYTES 4096
-
-struct MshAllowed {
-    TAILQ_ENTRY(MshAllowed) link;
-    char uuid[UUID_TEXT_BYTES];
-    char group[MSH_NAME_BYTES];
-    char *cgroup;
-};
 
 /*
  * Peers
@@ -144,9 +135,9 @@ void msh_admission_fini(MshAdmission *admission)
 
 static int check_uuid(const char *uuid, MshError *error)
 {
-    bool good = strlen(uuid) == UUID_TEXT_BYTES - 1;
+    bool good = strlen(uuid) == MSH_UUID_TEXT_BYTES - 1;
 
-    for (size_t i = 0; good && i < UUID_TEXT_BYTES - 1; i++) {
+    for (size_t i = 0; good && i < MSH_UUID_TEXT_BYTES - 1; i++) {
         if (i == 8 || i == 13 || i == 18 || i == 23)
             good = uuid[i] == '-';
         else
@@ -167,11 +158,22 @@ static MshAllowed *find(const MshAdmission *admission, const char *uuid)
     return NULL;
 }
 
+static void forget_cgroup(MshAdmission *admission, const char *cgroup)
+{
+    MshAllowed *allowed = TAILQ_FIRST(&admission->allowed), *next;
+
+    for (; allowed != NULL; allowed = next) {
+        next = TAILQ_NEXT(allowed, link);
+        if (strcmp(allowed->cgroup, cgroup) == 0)
+            drop(admission, allowed);
+    }
+}
+
 int msh_admission_allow(MshAdmission *admission, const char *uuid, const char *group,
                         const char *cgroup, MshError *error)
 {
     size_t length_bytes = strlen(cgroup);
-    MshAllowed *allowed;
+    MshAllowed *allowed, *before;
     int result = check_uuid(uuid, error);
 
     if (result < 0)
@@ -182,15 +184,16 @@ int msh_admission_allow(MshAdmission *admission, const char *uuid, const char *g
                              "/proc/PID/cgroup after 0::");
     while (length_bytes > 1 && cgroup[length_bytes - 1] == '/')
         length_bytes--;
-    allowed = find(admission, uuid);
-    if (allowed != NULL)
-        drop(admission, allowed);
     allowed = calloc(1, sizeof(*allowed));
     assert(allowed != NULL);
-    memcpy(allowed->uuid, uuid, UUID_TEXT_BYTES);
+    memcpy(allowed->uuid, uuid, MSH_UUID_TEXT_BYTES);
     snprintf(allowed->group, sizeof(allowed->group), "%s", group);
     allowed->cgroup = strndup(cgroup, length_bytes);
     assert(allowed->cgroup != NULL);
+    before = find(admission, uuid);
+    if (before != NULL)
+        drop(admission, before);
+    forget_cgroup(admission, allowed->cgroup); /* I5: one cgroup is one guest, in one group */
     TAILQ_INSERT_TAIL(&admission->allowed, allowed, link);
     return 0;
 }

@@ -18,6 +18,7 @@
 #include <sys/types.h>
 
 #include "memshare/error.h"
+#include "memshare/stats.h"
 
 typedef struct MshPeer {
     int pidfd; /* owned by whoever holds the MshPeer */
@@ -25,7 +26,16 @@ typedef struct MshPeer {
     uid_t uid;
 } MshPeer;
 
-typedef struct MshAllowed MshAllowed;
+#define MSH_UUID_TEXT_BYTES 37
+
+/* An announced guest. To be read only, by who lists them. */
+typedef struct MshAllowed {
+    TAILQ_ENTRY(MshAllowed) link;
+    char uuid[MSH_UUID_TEXT_BYTES];
+    char group[MSH_NAME_BYTES];
+    char *cgroup;
+} MshAllowed;
+
 typedef struct MshAdmission {
     bool by_mode; /* whoever could open the socket may connect */
     TAILQ_HEAD(, MshAllowed) allowed;
@@ -40,7 +50,10 @@ bool msh_peer_lives(const MshPeer *peer);
 void msh_admission_init(MshAdmission *admission, bool by_mode);
 void msh_admission_fini(MshAdmission *admission);
 
-/* Announces a guest; one announced before under that uuid is replaced. -EINVAL. */
+/*
+ * Announces a guest. One announced before under that uuid is replaced, and so is one with that cgroup:
+ * it has ended, or its cgroup would not have been given anew. -EINVAL.
+ */
 int msh_admission_allow(MshAdmission *admission, const char *uuid, const char *group,
                         const char *cgroup, MshError *error);
 /* -ENOENT, -EINVAL */

@@ -125,6 +125,23 @@ static struct json_object *describe_group(const MshService *service)
     return facts;
 }
 
+static struct json_object *describe_allowed(const MshAdmission *admission)
+{
+    struct json_object *list = json_object_new_array();
+    const MshAllowed *allowed;
+
+    TAILQ_FOREACH(allowed, &admission->allowed, link)
+    {
+        struct json_object *facts = json_object_new_object();
+
+        add_text(facts, "uuid", allowed->uuid);
+        add_text(facts, "group", allowed->group);
+        add_text(facts, "cgroup", allowed->cgroup);
+        json_object_array_add(list, facts);
+    }
+    return list;
+}
+
 static int command_status(MshBroker *broker, struct json_object *arguments,
                           struct json_object *answer, MshError *error)
 {
@@ -139,6 +156,7 @@ static int command_status(MshBroker *broker, struct json_object *arguments,
     TAILQ_FOREACH(service, &broker->services, link)
     json_object_array_add(groups, describe_group(service));
     json_object_object_add(answer, "groups", groups);
+    json_object_object_add(answer, "allowed", describe_allowed(&broker->admission));
     return 0;
 }
 

@@ -52,6 +52,18 @@ def test_I5_announced_by_its_cgroup_for_one_group(closed: Broker) -> None:
     assert "no guest" in refusal(closed, "b")
 
 
+def test_I5_a_cgroup_announced_anew_is_the_new_guests(closed: Broker) -> None:
+    """A domain defined anew under its old name may get the cgroup of the one before."""
+    control, other = closed.control(), str(uuid.UUID(int=2))
+    control.do("allow", uuid=UUID, group="a", cgroup=own_cgroup())
+    control.do("allow", uuid=other, group="b", cgroup=own_cgroup())
+    assert control.do("status")["allowed"] == [
+        {"uuid": other, "group": "b", "cgroup": own_cgroup()}
+    ]
+    assert "for group a" in refusal(closed, "a")
+    assert refusal(closed, "b") == ""
+
+
 def test_I5_children_of_the_cgroup_but_no_namesakes(closed: Broker) -> None:
     with unified_cgroup() as cgroup:
         name = own_cgroup().rstrip("/") + "/" + cgroup.name
