@@ -5,7 +5,34 @@ The structs ignore fields they do not know: a guest keeps its plugin for months,
 more than this reader understands.
 """
 
+from enum import StrEnum
+
 import msgspec
+
+
+class Mode(StrEnum):
+    """What a guest may share."""
+
+    OFF = "off"
+    ZERO = "zero"
+    CONTENT = "content"
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
+    """What the owner of a guest wants. Rates are pages scanned a second.
+
+    group None: the host decides (see `domain/group.py`). max_rate None: no ceiling of the guest's own.
+    """
+
+    group: str | None = None
+    mode: Mode = Mode.CONTENT
+    min_rate: int = 0
+    max_rate: int | None = None
+    weight: int = 1
+
+    def clamp(self, rate: int) -> int:
+        """Return the rate nearest to this one that the owner allows."""
+        return max(self.min_rate, rate if self.max_rate is None else min(rate, self.max_rate))
 
 
 class PageStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,13 +85,19 @@ class PageStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Domain(msgspec.Struct, frozen=True, kw_only=True):
-    """One guest: its name and, when it runs memshare, its figures.
+    """One guest that runs: who it is, what its owner wants, its figures when it runs memshare.
 
-    `stats` is None for a guest without the plugin and for one that did not answer; `problem` says
-    which.
+    source is the folder of its QMP socket or the URI of its libvirt. A guest on a bare socket has no
+    uuid and no option; for one of libvirt `group` is where it belongs, which is in force only if its stats
+    say the same. `stats` is None for a guest without the plugin and for one that did not answer;
+    `problem` says which.
     """
 
     name: str
+    source: str = ""
+    uuid: str = ""
+    option: Option | None = None
+    group: str | None = None
     stats: PageStats | None = None
     problem: str = ""
     answered: bool = True
