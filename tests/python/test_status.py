@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fakes.fake_qmp import fake_qmp
-from memshare.clients.qmp import NotSharingError, open_monitor
+from memshare.clients.monitor import NotSharingError
+from memshare.clients.qmp import open_monitor
 from memshare.errors import MemshareError, UnreachableError
 from samples import stats
 

@@ -17,7 +17,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from memshare.clients import broker as broker_client
-from memshare.clients.qmp import Monitor, open_monitor
+from memshare.clients.monitor import Monitor
+from memshare.clients.qmp import open_monitor
 from memshare.errors import HostError, MemshareError, UnreachableError
 
 GUEST_UID = 64055  # Debian's number for libvirt-qemu; it needs no entry in /etc/passwd

@@ -4,15 +4,18 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import msgspec
 
-from memshare.clients.qmp import NotSharingError, open_monitor
-from memshare.errors import MemshareError, UnreachableError
+from memshare.clients.qmp import read_domains
+from memshare.errors import UnreachableError
 from memshare.model import Domain
 from memshare.render import Column, Format, Record, Unit, Value, render
+
+QMP_DIR = Path("/run/memshare/qmp")
 
 COLUMNS = (
     Column("domain", "DOMAIN"),
@@ -30,38 +33,37 @@ COLUMNS = (
 )
 
 
-async def read_domain(socket: Path) -> Domain:
-    """One guest's figures, or why there are none."""
-    name = socket.name.removesuffix(".qmp").removesuffix(".sock")
-    try:
-        async with open_monitor(socket) as monitor:
-            name = await monitor.name()
-            return Domain(name=name, stats=await monitor.stats())
-    except NotSharingError:
-        return Domain(name=name, problem="runs without memshare")
-    except UnreachableError as error:
-        return Domain(name=name, problem=str(error), answered=False)
-    except MemshareError as error:
-        return Domain(name=name, problem=str(error))
+#: Sockets of a libvirt of this host: of the one daemon, and of the one for QEMU alone.
+LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
 
 
-async def read_domains(folder: Path) -> list[Domain]:
-    """Ask all monitors of a folder at once; in order of names."""
-    try:
-        sockets = sorted(path for path in folder.iterdir() if path.is_socket())
-    except OSError as error:
-        raise UnreachableError(
-            f"{folder}: {(error.strerror or str(error)).lower()}",
-            "name the folder that holds your guests' QMP sockets with --qmp-dir",
-        ) from error
+def default_uris() -> tuple[str, ...]:
+    """Return this host's libvirt, if it listens and its Python binding is installed."""
+    listens = any(path.exists() for path in LIBVIRT_SOCKETS)
+    return ("qemu:///system",) if listens and find_spec("libvirt") else ()
+
+
+async def read_hypervisor(uri: str) -> list[Domain]:
+    """Return the guests of one libvirt."""
+    from memshare.clients.libvirt import open_hypervisor
+
+    async with open_hypervisor(uri) as hypervisor:
+        return await hypervisor.domains(host_group="default")
+
+
+async def read_all(qmp_dir: Path | None, uris: Sequence[str]) -> list[Domain]:
+    """Return the guests of all sources, in order of names."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(read_domain(socket)) for socket in sockets]
-    return sorted((task.result() for task in tasks), key=lambda domain: domain.name)
+        tasks = [group.create_task(read_hypervisor(uri)) for uri in uris]
+        if qmp_dir is not None:
+            tasks.append(group.create_task(read_domains(qmp_dir)))
+    found = [domain for task in tasks for domain in task.result()]
+    return sorted(found, key=lambda domain: domain.name)
 
 
 def record(domain: Domain) -> Record:
     """One line of output. Every record has the same keys; what is not known is null."""
-    row: dict[str, Value] = {"domain": domain.name}
+    row: dict[str, Value] = {"domain": domain.name, "source": domain.source}
     if domain.stats is None:
         row["state"] = "not-sharing" if domain.answered else "unreachable"
     else:
@@ -84,9 +86,16 @@ def with_equal_keys(rows: Sequence[Record]) -> list[Record]:
     "--qmp-dir",
     type=click.Path(path_type=Path),
     envvar="MEMSHARE_QMP_DIR",
-    default=Path("/run/memshare/qmp"),
-    show_default=True,
-    help="Folder with a QMP socket for each guest.",
+    help="Folder with a QMP socket for each guest. Default: /run/memshare/qmp, and this host's libvirt.",
+)
+@click.option(
+    "-c",
+    "--connect",
+    "uris",
+    metavar="URI",
+    multiple=True,
+    envvar="LIBVIRT_DEFAULT_URI",
+    help="Guests of this libvirt. May be repeated.",
 )
 @click.option(
     "-o",
@@ -97,14 +106,18 @@ def with_equal_keys(rows: Sequence[Record]) -> list[Record]:
     show_default=True,
     help="What to print.",
 )
-def command(qmp_dir: Path, form: str) -> None:
+def command(qmp_dir: Path | None, uris: tuple[str, ...], form: str) -> None:
     """Show what each guest shares and saves.
 
     Zero and content savings are apart; a page of the store is split among its sharers. OVERHEAD is
     what sharing costs, to be taken off the savings. A guest that does not answer is listed as
     `unreachable`; when none answers the exit code is 3.
     """
-    domains = asyncio.run(read_domains(qmp_dir))
+    if qmp_dir is None:
+        uris = uris or default_uris()
+        # Without libvirt the folder has to be there.
+        qmp_dir = QMP_DIR if QMP_DIR.exists() or not uris else None
+    domains = asyncio.run(read_all(qmp_dir, uris))
     render(
         "domains",
         COLUMNS,
@@ -114,6 +127,6 @@ def command(qmp_dir: Path, form: str) -> None:
     )
     if domains and not any(domain.answered for domain in domains):
         raise UnreachableError(
-            f"{qmp_dir}: no guest answers",
+            f"{', '.join([*uris, *([str(qmp_dir)] if qmp_dir else [])])}: no guest answers",
             "are the guests running, and may you open their sockets?",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One guest's monitor: the plugin's QOM object, and stopping and continuing the guest.
+"""Guests with a QMP socket of ours each, all in one folder.
 
 QEMU serves one client a socket at a time, so a monitor is opened, asked and closed again.
 """
@@ -14,31 +14,26 @@ from typing import Any
 import msgspec
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
+from memshare.clients.monitor import TIMEOUT_SECONDS, Monitor, look
 from memshare.errors import MemshareError, UnreachableError
-from memshare.model import PageStats
-
-OBJECT = "/objects/memshare0"
-TIMEOUT_SECONDS = 5.0
+from memshare.model import Domain
 
 # The library logs what we report ourselves.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
-class NotSharingError(MemshareError):
-    """The guest runs without the plugin."""
-
-
-class Monitor:
+class SocketMonitor(Monitor):
     """An open monitor. Made by `open_monitor`."""
 
     def __init__(self, client: QMPClient, socket: Path, timeout_seconds: float) -> None:
         """Wrap a connected client."""
+        super().__init__(str(socket))
         self._client = client
         self._socket = socket
         self._timeout_seconds = timeout_seconds
 
     async def execute(self, command: str, **arguments: object) -> Any:
-        """Run one command and return its result; raises MemshareError with QEMU's own words."""
+        """Run one command and return its result."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await self._client.execute(command, arguments or None)
@@ -51,29 +46,13 @@ class Monitor:
 
     async def name(self) -> str:
         """The guest's name, as given to QEMU, or else that of its socket."""
-        answer = await self.execute("query-name")
-        return str(answer.get("name") or self._socket.name.removesuffix(".qmp"))
-
-    async def stats(self) -> PageStats:
-        """Return the plugin's figures; raises NotSharingError for a guest without it."""
-        listed = await self.execute("qom-list", path="/objects")
-        if not any(entry["name"] == OBJECT.rpartition("/")[2] for entry in listed):
-            raise NotSharingError(f"{self._socket}: runs without memshare")
-        answer = await self.execute("qom-get", path=OBJECT, property="stats")
-        try:
-            return msgspec.convert(answer, PageStats)
-        except msgspec.ValidationError as error:
-            raise MemshareError(f"{self._socket}: stats: {error}") from error
-
-    async def set(self, name: str, value: str | int) -> None:
-        """Set `mode`, `scan-rate` or `cpu-limit`."""
-        await self.execute("qom-set", path=OBJECT, property=name, value=value)
+        return await super().name() or name_of(self._socket)
 
 
 @asynccontextmanager
 async def open_monitor(
     socket: Path, timeout_seconds: float = TIMEOUT_SECONDS
-) -> AsyncIterator[Monitor]:
+) -> AsyncIterator[SocketMonitor]:
     """Connect to a monitor; raises UnreachableError when nobody answers in time."""
     client = QMPClient(socket.name)
     try:
@@ -87,13 +66,45 @@ async def open_monitor(
         cause = getattr(error, "exc", None) or error
         raise UnreachableError(f"{socket}: {reason(cause)}") from error
     try:
-        yield Monitor(client, socket, timeout_seconds)
+        yield SocketMonitor(client, socket, timeout_seconds)
     finally:
         try:
             async with asyncio.timeout(timeout_seconds):
                 await client.disconnect()
         except (TimeoutError, QMPError, OSError, EOFError):
             pass  # it is gone; what mattered was answered or reported already
+
+
+def name_of(socket: Path) -> str:
+    """Return the guest's name as its socket has it."""
+    return socket.name.removesuffix(".qmp").removesuffix(".sock")
+
+
+async def read_domain(socket: Path) -> Domain:
+    """One guest's figures, or why there are none."""
+    guest = Domain(name=name_of(socket), source=str(socket.parent))
+    try:
+        async with open_monitor(socket) as monitor:
+            guest = msgspec.structs.replace(guest, name=await monitor.name())
+            return await look(monitor, guest)
+    except UnreachableError as error:
+        return msgspec.structs.replace(guest, problem=str(error), answered=False)
+    except MemshareError as error:
+        return msgspec.structs.replace(guest, problem=str(error))
+
+
+async def read_domains(folder: Path) -> list[Domain]:
+    """Ask all monitors of a folder at once; in order of names."""
+    try:
+        sockets = sorted(path for path in folder.iterdir() if path.is_socket())
+    except OSError as error:
+        raise UnreachableError(
+            f"{folder}: {reason(error)}",
+            "name the folder that holds your guests' QMP sockets with --qmp-dir",
+        ) from error
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(read_domain(socket)) for socket in sockets]
+    return sorted((task.result() for task in tasks), key=lambda domain: domain.name)
 
 
 def reason(error: BaseException) -> str:

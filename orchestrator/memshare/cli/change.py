@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What attach, detach and set have in common: which guests, in which scope, shown or done.
+
+For each guest everything is worked out first, so that an error leaves it as it was.
+"""
+
+import asyncio
+import sysconfig
+from collections.abc import Awaitable, Callable, Sequence
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from msgspec import UNSET
+
+from memshare.clients.libvirt import Hypervisor, Running, open_hypervisor
+from memshare.clients.monitor import Monitor
+from memshare.domain import attachment
+from memshare.domain.attachment import Attachment, NotAttachedError, Wish
+from memshare.domain.document import parse, text_of
+from memshare.domain.option import RATE_MAX, WEIGHT_MAX
+from memshare.domain.plugin import FILE_NAME, RUNTIME_DIR, SCAN_RATE_DEFAULT, Plugin
+from memshare.errors import HostError, MemshareError, UnreachableError, UsageError
+from memshare.model import Mode, Option
+
+FolderOrOption = TypeVar("FolderOrOption", bound=Callable[..., Any])
+Edit = Callable[[str], str]
+
+
+class Verb(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verb does to a guest's XML, of the next start and as it runs, and how it says so."""
+
+    edit: Edit
+    edit_live: Edit
+    done: str
+
+
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
+    """virsh's words. None of them: from the next start on, and now as well where that is possible."""
+
+    live: bool
+    config: bool
+    current: bool
+
+    def of(self, guest: Running | None) -> tuple[bool, bool]:
+        """Return whether to change the guest as it runs, and as it starts next."""
+        if self.current:
+            return guest is not None, guest is None
+        if self.live or self.config:
+            return self.live, self.config
+        if guest is None:
+            return False, True
+        return attachment.read(guest.xml, "").argument is not None, guest.persistent
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One change that is ready to be made."""
+
+    name: str
+    scope: str
+    before: str
+    after: str
+    apply: Callable[[], Awaitable[None]]
+
+    def diff(self) -> str:
+        """Return what changes, as `diff -u` shows it; empty when nothing does."""
+        before, after = (text.splitlines(keepends=True) for text in (self.before, self.after))
+        title = f"{self.name} {self.scope}"
+        return "".join(unified_diff(before, after, title, f"{title}, changed"))
+
+
+def guests_and_scope(command: FolderOrOption) -> FolderOrOption:
+    """Add the options that each of the verbs has."""
+    for option in reversed(
+        (
+            click.argument("guests", metavar="[DOMAIN]...", nargs=-1),
+            click.option("--all", "fleet", is_flag=True, help="All guests of this libvirt."),
+            click.option("--live", is_flag=True, help="Change the guest as it runs."),
+            click.option("--config", is_flag=True, help="Change what it starts with next."),
+            click.option("--current", is_flag=True, help="As it runs, or else its next start."),
+            click.option("--dry-run", is_flag=True, help="Show what would change in the XML."),
+            click.option(
+                "-c",
+                "--connect",
+                "uri",
+                metavar="URI",
+                envvar="LIBVIRT_DEFAULT_URI",
+                default="qemu:///system",
+                show_default=True,
+                help="Which libvirt.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+class Ceiling(click.ParamType[int | str]):
+    """A number, or `none`."""
+
+    name = "RATE|none"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Return the number, or the word."""
+        if value == "none":
+            return "none"
+        number: int = click.IntRange(0, RATE_MAX).convert(value, param, ctx)
+        return number
+
+
+def wishes(command: FolderOrOption) -> FolderOrOption:
+    """Add the options that say what an owner wants and where the host has memshare."""
+    for option in reversed(
+        (
+            click.option("--group", help="Group of guests that may share with each other."),
+            click.option(
+                "--mode",
+                type=click.Choice([mode.value for mode in Mode]),
+                help="What may be shared.",
+            ),
+            click.option("--min-rate", type=click.IntRange(0, RATE_MAX), help="Pages a second."),
+            click.option("--max-rate", type=Ceiling(), help="Pages a second, or none."),
+            click.option("--weight", type=click.IntRange(1, WEIGHT_MAX), help="Default 1."),
+            click.option(
+                "--plugin", envvar="MEMSHARE_PLUGIN", help=f"Path of {FILE_NAME} on that host."
+            ),
+            click.option(
+                "--runtime-dir",
+                envvar="MEMSHARE_RUNTIME_DIR",
+                default=RUNTIME_DIR,
+                show_default=True,
+                help="Where the broker's sockets are on that host.",
+            ),
+            click.option(
+                "--host-group",
+                envvar="MEMSHARE_HOST_GROUP",
+                default="default",
+                show_default=True,
+                help="Group of guests that name none and belong to no OpenStack project.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def wish_of(
+    group: str | None,
+    mode: str | None,
+    min_rate: int | None,
+    max_rate: int | str | None,
+    weight: int | None,
+) -> Wish:
+    """Return what the options say; those not given leave things as they are."""
+    ceiling = UNSET if max_rate is None else None if max_rate == "none" else int(max_rate)
+    return Wish(
+        group=UNSET if group is None else group,
+        mode=UNSET if mode is None else Mode(mode),
+        min_rate=UNSET if min_rate is None else min_rate,
+        max_rate=ceiling,
+        weight=UNSET if weight is None else weight,
+    )
+
+
+def plugin_at(path: str | None, runtime_dir: str) -> Plugin:
+    """Return where the plugin is; raises HostError when it is not said and not here either."""
+    if path is None:
+        folders = ("lib", f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64")
+        places = [Path("/usr") / folder / "memshare" / FILE_NAME for folder in folders]
+        found = [place for place in places if place.exists()]
+        if not found:
+            raise HostError(f"{FILE_NAME} is not installed here", "say where it is with --plugin")
+        path = str(found[0])
+    if not path.startswith("/"):
+        raise UsageError(f"--plugin {path}: an absolute path is needed, for QEMU to find it")
+    return Plugin(path=path, runtime_dir=runtime_dir)
+
+
+def change(
+    verb: Verb, uri: str, guests: Sequence[str], scope: Scope, *, fleet: bool, dry_run: bool
+) -> None:
+    """Do what the verb says, or show it. One guest's error does not keep the others from it."""
+    if bool(guests) == fleet:
+        raise UsageError("name guests, or say --all" if not fleet else "--all, or names: not both")
+    if scope.current and (scope.live or scope.config):
+        raise UsageError("--current excludes --live and --config")
+    asyncio.run(_change(verb, uri, guests, scope, fleet=fleet, dry_run=dry_run))
+
+
+async def _change(
+    verb: Verb, uri: str, guests: Sequence[str], scope: Scope, *, fleet: bool, dry_run: bool
+) -> None:
+    errors: list[MemshareError] = []
+    async with open_hypervisor(uri) as hypervisor:
+        names = await hypervisor.names() if fleet else list(dict.fromkeys(guests))
+        for name in names:
+            try:
+                steps = await plan(verb, hypervisor, name, scope)
+                for step in steps:
+                    await carry_out(step, verb.done, dry_run=dry_run)
+            except UnreachableError:
+                raise
+            except NotAttachedError as error:
+                if not fleet:
+                    errors.append(error)
+            except MemshareError as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    for each in errors:
+        click.echo(f"error: {each}", err=True)
+    if errors:
+        raise MemshareError(f"{len(errors)} of {len(names)} guests were left as they are")
+
+
+async def carry_out(step: Step, done: str, *, dry_run: bool) -> None:
+    """Make a change and say so, or print what it would be."""
+    diff = step.diff()
+    if dry_run:
+        click.echo(diff, nl=False)
+        return
+    if diff:
+        await step.apply()
+    click.echo(f"{step.name}: {done if diff else 'is as wanted'} ({step.scope})", err=True)
+
+
+async def plan(verb: Verb, hypervisor: Hypervisor, name: str, scope: Scope) -> list[Step]:
+    """Return what is to be done to one guest; every error names the guest."""
+    guest = await hypervisor.find(name)
+    live, config = scope.of(guest)
+    steps = []
+    try:
+        if config:
+            steps.append(await _config_step(verb, hypervisor, name))
+        if live:
+            if guest is None:
+                raise MemshareError("does not run", "use --config")
+            steps.append(_live_step(verb, hypervisor, guest))
+    except MemshareError as error:
+        if str(error).startswith(f"{name}: "):
+            raise
+        raise type(error)(f"{name}: {error}", error.hint) from error
+    return steps
+
+
+async def _config_step(verb: Verb, hypervisor: Hypervisor, name: str) -> Step:
+    shown = await hypervisor.persistent_xml(name, secure=False)
+
+    async def apply() -> None:
+        before = await hypervisor.persistent_xml(name, secure=True)
+        await hypervisor.define(name, verb.edit(before))
+
+    # As it is after parsing, or quotes would differ everywhere.
+    return Step(
+        name=name,
+        scope="config",
+        before=text_of(parse(shown)),
+        after=verb.edit(shown),
+        apply=apply,
+    )
+
+
+def _live_step(verb: Verb, hypervisor: Hypervisor, guest: Running) -> Step:
+    after = verb.edit_live(guest.xml)
+    wanted = attachment.read(after, "").option
+
+    async def apply() -> None:
+        await steer(hypervisor.monitor(guest), attachment.read(guest.xml, ""), wanted)
+        await hypervisor.set_live_option(guest.name, wanted)
+
+    return Step(
+        name=guest.name,
+        scope="live",
+        before=text_of(parse(guest.xml)),
+        after=after,
+        apply=apply,
+    )
+
+
+async def steer(monitor: Monitor, before: Attachment, wanted: Option | None) -> None:
+    """Have a guest's plugin do what its owner wants now, as it would after a start. None: share nothing.
+
+    What did not change is left alone: somebody may have set it meanwhile.
+    """
+    if before.argument is None:
+        return
+    if wanted is None:
+        await monitor.set("mode", Mode.OFF)
+        return
+    old = before.option
+    rate = wanted.clamp(SCAN_RATE_DEFAULT)
+    if old is None or old.clamp(SCAN_RATE_DEFAULT) != rate:
+        await monitor.set("scan-rate", rate)
+    if old is None or old.mode != wanted.mode:
+        await monitor.set("mode", wanted.mode)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest's monitor, whoever holds it: the plugin's QOM object behind QMP commands.
+
+`qmp.py` talks to a socket, `libvirt.py` through libvirt; both only have to bring a command to QEMU.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, TypeVar
+
+import msgspec
+
+from memshare.errors import MemshareError, UnreachableError
+from memshare.model import Domain, PageStats
+
+OBJECT = "/objects/memshare0"
+TIMEOUT_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+class NotSharingError(MemshareError):
+    """The guest runs without the plugin."""
+
+
+class _Child(msgspec.Struct):
+    """An entry of qom-list."""
+
+    name: str
+
+
+class Monitor(ABC):
+    """An open monitor."""
+
+    def __init__(self, where: str) -> None:
+        """Remember how messages name this guest."""
+        self.where = where
+
+    @abstractmethod
+    async def execute(self, command: str, **arguments: object) -> Any:
+        """Run one command and return its result.
+
+        Raises UnreachableError when no answer comes in time, MemshareError with QEMU's own words.
+        """
+
+    async def name(self) -> str:
+        """The guest's name, as given to QEMU; empty when it has none."""
+        answer = await self.execute("query-name")
+        return str(answer.get("name") or "")
+
+    async def stats(self) -> PageStats:
+        """Return the plugin's figures; raises NotSharingError for a guest without it."""
+        listed = self._understood(await self.execute("qom-list", path="/objects"), list[_Child])
+        if not any(child.name == OBJECT.rpartition("/")[2] for child in listed):
+            raise NotSharingError(f"{self.where}: runs without memshare")
+        answer = await self.execute("qom-get", path=OBJECT, property="stats")
+        return self._understood(answer, PageStats)
+
+    def _understood(self, answer: object, kind: type[T]) -> T:
+        try:
+            return msgspec.convert(answer, kind)
+        except msgspec.ValidationError as error:
+            raise MemshareError(f"{self.where}: stats: {error}") from error
+
+    async def set(self, name: str, value: str | int) -> None:
+        """Set `mode`, `scan-rate` or `cpu-limit`."""
+        await self.execute("qom-set", path=OBJECT, property=name, value=value)
+
+
+async def look(monitor: Monitor, guest: Domain) -> Domain:
+    """Return the guest with its figures, or with the reason why there are none. Raises nothing."""
+    try:
+        return msgspec.structs.replace(guest, stats=await monitor.stats())
+    except NotSharingError:
+        return msgspec.structs.replace(guest, problem=guest.problem or "runs without memshare")
+    except MemshareError as error:
+        answered = not isinstance(error, UnreachableError)
+        return msgspec.structs.replace(guest, problem=str(error), answered=answered)

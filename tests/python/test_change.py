@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`memshare attach`, `set` and `detach` where no QEMU is needed: libvirt's own test driver, or nobody.
+
+tests/integration/test_libvirt.py has the rest.
+"""
+
+import csv
+import io
+
+import pytest
+
+from test_status import memshare
+
+#: Has one guest, `test`, of a kind that is not QEMU's.
+DRIVER = ("--connect", "test:///default")
+PLUGIN = ("--plugin", "/x/libmemshare-qemu.so")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("attach", *PLUGIN), 2, "name guests, or say --all"),
+        (("attach", "a", "--all", *PLUGIN), 2, "--all, or names: not both"),
+        (("detach", "a", "--live", "--current"), 2, "--current excludes --live and --config"),
+        (("attach", "a", "--max-rate", "much", *PLUGIN), 2, "'much' is not a valid integer"),
+        (("attach", "a", "--plugin", "here.so"), 2, "an absolute path is needed"),
+        (("set", "a"), 2, "nothing to set"),
+        (("attach", "a", *DRIVER, *PLUGIN), 4, "a: domain not found"),
+        (("attach", "test", *DRIVER, *PLUGIN), 5, "test: cannot share: <domain type='test'>"),
+        (("attach", "--all", *DRIVER, *PLUGIN), 5, "test: cannot share: <domain type='test'>"),
+        (("attach", "test", "--group", "A", *DRIVER, *PLUGIN), 5, "cannot share"),
+        (("set", "test", "--weight", "2", *DRIVER, *PLUGIN), 1, "test: is not attached"),
+        (("detach", "a", "--connect", "qemu+unix:///system?socket=/absent"), 3, "/absent"),
+        (("status", "--connect", "qemu+unix:///system?socket=/absent"), 3, "/absent"),
+    ],
+)
+async def test_what_cannot_be_done_is_one_line_and_a_code(
+    arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    ended, out, err = await memshare(*arguments)
+    assert (ended, out) == (code, "")
+    assert err.startswith("error: ")
+    assert message.lower() in err.splitlines()[0].lower()
+
+
+async def test_a_fleet_leaves_out_what_is_not_attached() -> None:
+    assert await memshare("set", "--all", "--weight", "2", *DRIVER, *PLUGIN) == (0, "", "")
+
+
+async def test_detaching_what_is_not_attached_changes_nothing() -> None:
+    assert await memshare("detach", "test", "--dry-run", *DRIVER) == (0, "", "")
+    assert await memshare("detach", "test", *DRIVER) == (0, "", "test: is as wanted (config)\n")
+
+
+async def test_a_guest_without_qemu_is_listed_with_the_reason() -> None:
+    code, out, _ = await memshare("status", *DRIVER, "-o", "csv")
+    assert code == 0
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert (row["domain"], row["source"]) == ("test", "test:///default")
+    assert "not supported by the connection driver" in row["reason"]
