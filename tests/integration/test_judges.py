@@ -32,6 +32,7 @@ def memtest() -> Memtest:
     return Memtest(folder, MEMORY_MIB, last_test=WAITING_TEST - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(DEADLINE_SECONDS + 60)
 async def test_I1_memtest_finds_no_error_while_its_pages_are_merged(
     broker: Broker, memtest: Memtest

@@ -45,7 +45,11 @@ def far_report(tmp_path: Path) -> Report:
     return Report(tmp_path / "far-report")
 
 
-@pytest.mark.parametrize("capabilities", [(), ("multifd",), ("xbzrle",)], ids=",".join)
+@pytest.mark.parametrize(
+    "capabilities",
+    [(), ("multifd",), pytest.param(("xbzrle",), marks=pytest.mark.slow)],
+    ids=",".join,
+)
 async def test_I1_precopy_between_hosts_that_both_share(
     capabilities: Sequence[str],
     broker: Broker,

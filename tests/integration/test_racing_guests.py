@@ -28,7 +28,7 @@ LINGERING = {
     "MEMSHARE_LINGER_NS": "1000000",
 }
 
-KVM = pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="no /dev/kvm: tried under TCG only")
+KVM = pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="no /dev/kvm: ./dev test -m slow tries TCG")
 
 
 def has_merged_broken_and_rebuilt(stats: Stats) -> bool:
@@ -47,7 +47,9 @@ def is_private(stats: Stats) -> bool:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("accel", [pytest.param("kvm", marks=KVM), "tcg"])
+@pytest.mark.parametrize(
+    "accel", [pytest.param("kvm", marks=KVM), pytest.param("tcg", marks=pytest.mark.slow)]
+)
 async def test_I1_I2_pages_merge_and_break_and_merge_again_under(
     accel: str, broker: Broker, control: Control, tmp_path: Path
 ) -> None:
