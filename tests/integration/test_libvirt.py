@@ -28,6 +28,8 @@ from memshare.domain.plugin import Plugin
 from memshare.errors import MemshareError, UnreachableError
 from memshare.model import Domain, Option, PageStats
 
+pytestmark = pytest.mark.full_hash
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "1f0c9a7e4b5d4c0ea8f2b7d3c6e59012"
 NOVA = f"""<metadata>

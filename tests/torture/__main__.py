@@ -26,6 +26,7 @@ from tests.torture.guest import Report
 KINDS = ("rebuild", "io", "rebuild", "io")
 SWAP_BYTES = 64 << 20
 END_SECONDS = 120
+PATIENCE = 4  # times as long as asked for, for what must have happened
 
 
 class Life:
@@ -137,8 +138,17 @@ class Run:
             if problem:
                 self.problems.append(problem)
         self._broker.kill()
+        return self.reports()
+
+    def reports(self) -> list[Report]:
+        """What all have said so far, the dead too."""
         reports = [life.report() for life in self._lives + self._dead]
         return [report for report in reports if report]
+
+    def has_tested(self) -> bool:
+        """Whether writers have slept in windows, and broken pages were merged again."""
+        reports = self.reports()
+        return any(one.slept for one in reports) and any(one.remerged for one in reports)
 
     def kill_all(self) -> None:
         """Leave nothing behind, whatever has happened."""
@@ -162,6 +172,10 @@ def main() -> int:
         run = Run(options.seed, Path(directory))
         try:
             run.harass(options.seconds)
+            # On a slow machine, or with unlucky stops, a short run may see no page merge for the second time.
+            until = time.monotonic() + PATIENCE * options.seconds
+            while not run.has_tested() and not run.problems and time.monotonic() < until:
+                run.harass(options.seconds / 10)
             reports = run.end()
         finally:
             run.kill_all()
