@@ -28,7 +28,9 @@ LINGERING = {
     "MEMSHARE_LINGER_NS": "1000000",
 }
 
-KVM = pytest.mark.skipif(not Path("/dev/kvm").exists(), reason="no /dev/kvm: ./dev test -m slow tries TCG")
+KVM = pytest.mark.skipif(
+    not Path("/dev/kvm").exists(), reason="no /dev/kvm: ./dev test -m slow tries TCG"
+)
 
 
 def has_merged_broken_and_rebuilt(stats: Stats) -> bool:
