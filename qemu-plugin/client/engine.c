@@ -156,23 +156,11 @@ int msh_engine_detach(MshEngine *engine, MshError *error)
     (void)error;
     atomic_store(&engine->mode, MSH_MODE_OFF); /* nothing that waits in the queue is merged now */
     uint32_t frame = 0;
-    while (msh_release_block(engine, &frame, false))
+    while (msh_release_block(engine, &frame))
         ;
     msh_worker_settle(engine);
     atomic_store(&engine->wants_anew, true);
     return 0;
-}
-
-bool msh_engine_release(MshEngine *engine, uint64_t budget_ns)
-{
-    uint64_t begun_ns = msh_engine_now_ns();
-    bool has_more = true;
-    /* The mode may rise meanwhile: then what is shared stays. */
-    while (has_more && msh_engine_mode(engine) != MSH_MODE_CONTENT &&
-           msh_engine_now_ns() - begun_ns < budget_ns)
-        has_more = msh_release_block(engine, &engine->quiet_frame, true);
-    wake(engine); /* slots are to be returned */
-    return has_more;
 }
 
 /*
@@ -193,6 +181,24 @@ static int lock_memory(MshEngine *engine, MshError *error)
     if (result)
         return msh_error_set(error, -result, "the engine is busy");
     return 0;
+}
+
+bool msh_engine_release(MshEngine *engine, uint64_t budget_ns)
+{
+    uint64_t begun_ns = msh_engine_now_ns();
+    bool has_more = true;
+    /* The mode may rise meanwhile: then what is shared stays. */
+    while (has_more && msh_engine_mode(engine) != MSH_MODE_CONTENT &&
+           msh_engine_now_ns() - begun_ns < budget_ns) {
+        if (budget_ns == UINT64_MAX)
+            pthread_mutex_lock(&engine->memory_lock);
+        else if (lock_memory(engine, NULL) < 0)
+            break;
+        has_more = msh_release_some(engine, &engine->quiet_frame, true);
+        pthread_mutex_unlock(&engine->memory_lock);
+    }
+    wake(engine); /* slots are to be returned */
+    return has_more;
 }
 
 int msh_engine_register(MshEngine *engine, void *address, size_t length_bytes, MshError *error)

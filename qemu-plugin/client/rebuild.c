@@ -190,13 +190,17 @@ static int put_in_place(const Site *site, uint8_t *fresh)
     return 0;
 }
 
-static int replace(MshRebuild *rebuild, Site *site, uint8_t *fresh)
+static int replace(MshRebuild *rebuild, Site *site, uint8_t *fresh, const MshPinOracle *pins)
 {
     int result = msh_uffd_register(&rebuild->uffd, site->wide, site->wide_bytes, MODES);
     if (result == 0)
         result = msh_uffd_protect(&rebuild->uffd, site->home, site->length_bytes, true);
     if (result != 0)
         return result;
+    /* Who pins a page for writing has to wait from here on; who began before is seen now. Asked any earlier, one
+     * that began in between would write to the page that is about to go. I1 */
+    if (pins && !pins->nothing_pinned(pins->opaque))
+        return -EBUSY;
     copy_out(rebuild, site);
     result = put_in_place(site, fresh);
     if (result == 0)
@@ -227,7 +231,7 @@ static void record(MshRebuild *rebuild, const Site *site, MshSlot *returned, siz
 }
 
 int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint32_t end,
-                    uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
+                    const MshPinOracle *pins, uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
                     size_t *ret_returned_count)
 {
     Site site = find_site(region, page, end);
@@ -235,7 +239,7 @@ int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint3
     if (!fresh)
         return -errno;
     bool is_open = msh_uffd_register(&rebuild->uffd, fresh, site.length_bytes, MODES) == 0;
-    int result = is_open ? replace(rebuild, &site, fresh) : -EBUSY;
+    int result = is_open ? replace(rebuild, &site, fresh, pins) : -EBUSY;
     if (result != 0)
         munmap(fresh, site.length_bytes);
     if (is_open && result != MSH_E_UFFD_FOREIGN)

@@ -56,11 +56,18 @@ static inline bool msh_rebuild_works(const MshRebuild *rebuild)
  * userfaultfd is given up, which does the same. I8 */
 void msh_rebuild_close_range(MshRebuild *rebuild, void *start, size_t length_bytes);
 
+/* MshConfig's, where the host process has one. */
+typedef struct MshPinOracle {
+    bool (*nothing_pinned)(void *opaque);
+    void *opaque;
+} MshPinOracle;
+
 /* Rebuilds the run of mapped pages that begins at page and ends at end or before, at most
- * MSH_REBUILD_PAGES, and sets *ret_end behind it. Slots of pages that were SHARED are written to
+ * MSH_REBUILD_PAGES, and sets *ret_end behind it. pins is asked when the pages are protected; NULL: the caller
+ * knows that nothing is pinned. Slots of pages that were SHARED are written to
  * ret_returned. -errno: the pages are as they were. */
 int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint32_t end,
-                    uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
+                    const MshPinOracle *pins, uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
                     size_t *ret_returned_count);
 
 #endif

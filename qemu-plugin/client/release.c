@@ -50,8 +50,10 @@ static void break_pages(MshEngine *engine, MshRegion *region, uint32_t first, ui
 }
 
 /* Pages [first, end), all mapped. */
-static int rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+static int rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
+                         bool is_quiet)
 {
+    const MshPinOracle pins = {engine->nothing_pinned, engine->opaque};
     MshSlot slots[MSH_REBUILD_PAGES];
     int result = 0;
     for (uint32_t page = first; page < end && result == 0;) {
@@ -60,7 +62,8 @@ static int rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, u
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        result = msh_rebuild_run(&engine->rebuild, region, page, end, &page, slots, &count);
+        result = msh_rebuild_run(&engine->rebuild, region, page, end, is_quiet ? NULL : &pins, &page,
+                                 slots, &count);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         if (result == 0)
             msh_worker_return_slots(engine, slots, count);
@@ -69,13 +72,14 @@ static int rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, u
 }
 
 /* All mapped pages of [first, end). */
-static void rebuild_all(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+static void rebuild_all(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
+                        bool is_quiet)
 {
     for (uint32_t page = first; page < end;) {
         uint32_t mapped = page;
         while (mapped < end && msh_region_is_mapped(region, mapped))
             mapped++;
-        if (mapped > page && rebuild_pages(engine, region, page, mapped) < 0)
+        if (mapped > page && rebuild_pages(engine, region, page, mapped, is_quiet) < 0)
             return; /* they are broken in place instead */
         page = mapped + (mapped == page);
     }
@@ -88,7 +92,7 @@ static void release_pages(MshEngine *engine, MshRegion *region, uint32_t first, 
     msh_track_drop(&engine->scan.track, region, first ? first - 1 : first,
                    end < region->pages ? end + 1 : end);
     if (is_quiet ? can_rebuild(engine) : may_rebuild(engine))
-        rebuild_all(engine, region, first, end);
+        rebuild_all(engine, region, first, end, is_quiet);
     break_pages(engine, region, first, end);
 }
 
@@ -98,9 +102,8 @@ static uint32_t block_end(const MshRegion *region, uint32_t first)
                                                         : region->pages;
 }
 
-bool msh_release_block(MshEngine *engine, uint32_t *frame, bool is_quiet)
+bool msh_release_some(MshEngine *engine, uint32_t *frame, bool is_quiet)
 {
-    pthread_mutex_lock(&engine->memory_lock);
     MshRegion *region = msh_memory_next(&engine->memory, *frame);
     if (region) {
         uint32_t first = *frame > region->first_frame ? *frame - region->first_frame : 0;
@@ -110,8 +113,15 @@ bool msh_release_block(MshEngine *engine, uint32_t *frame, bool is_quiet)
     } else {
         *frame = 0;
     }
-    pthread_mutex_unlock(&engine->memory_lock);
     return region != NULL;
+}
+
+bool msh_release_block(MshEngine *engine, uint32_t *frame)
+{
+    pthread_mutex_lock(&engine->memory_lock);
+    bool has_more = msh_release_some(engine, frame, false);
+    pthread_mutex_unlock(&engine->memory_lock);
+    return has_more;
 }
 
 bool msh_release_region(MshEngine *engine, MshRegion *region, uint64_t until_ns)
@@ -151,7 +161,7 @@ static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uin
             uint32_t wide_first = page ? page - 1 : page;
             uint32_t wide_end = broken < region->pages ? broken + 1 : broken;
             msh_track_lift(&engine->scan.track, region, wide_first, wide_end);
-            int result = rebuild_pages(engine, region, page, broken);
+            int result = rebuild_pages(engine, region, page, broken, false);
             msh_track_resume(&engine->scan.track, region, wide_first, wide_end);
             if (result < 0)
                 return;

@@ -13,9 +13,11 @@
 bool msh_release_is_due(const MshEngine *engine);
 
 /* Releases up to MSH_SCAN_BLOCK_PAGES pages from *frame on, moves *frame on, and returns whether there is
- * more; if not, *frame is at the start again. is_quiet: the caller knows that nothing is pinned. Takes the
- * memory lock. */
-bool msh_release_block(MshEngine *engine, uint32_t *frame, bool is_quiet);
+ * more; if not, *frame is at the start again. is_quiet: the caller knows that nothing is pinned. Memory lock. */
+bool msh_release_some(MshEngine *engine, uint32_t *frame, bool is_quiet);
+
+/* The same by an engine's thread, which does not know. Takes the memory lock. */
+bool msh_release_block(MshEngine *engine, uint32_t *frame);
 
 /* The same for all pages of one region that leaves, or those that can be done until then; the next call goes on
  * from there. Whether it is done. Memory lock. */

@@ -436,7 +436,7 @@ static bool poll_exchange(MshEngine *engine)
 static void release_all(MshEngine *engine)
 {
     uint32_t frame = 0;
-    while (msh_release_block(engine, &frame, false))
+    while (msh_release_block(engine, &frame))
         flush_returned(engine);
     flush_returned(engine);
 }
@@ -555,7 +555,7 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
     hand_over_if_asked(engine); /* hints */
     flush_returned(engine);
     if (msh_engine_mode(engine) < MSH_MODE_CONTENT && msh_release_is_due(engine)) {
-        msh_release_block(engine, &pacing->release_frame, false);
+        msh_release_block(engine, &pacing->release_frame);
         return SECOND_NS * MSH_SCAN_BLOCK_PAGES / RELEASE_RATE_MIN;
     }
     if (msh_engine_mode(engine) == MSH_MODE_OFF || atomic_load(&engine->is_held) || !is_connected) {

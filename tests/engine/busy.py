@@ -43,6 +43,7 @@ def stuck() -> None:
         engine.hold(hold=False)
         engine.set(mode="zero", scan_rate=1, cpu_limit=1)
         engine.set_ceiling("zero", "a reason")
+        assert engine.release(budget_ns=1_000_000_000)
         assert engine.stats()["ram_bytes"] == PAGES * PAGE_BYTES
         faults.open_gate()
         thread.join()

@@ -203,6 +203,14 @@ MUTANTS = (
         tests=(f"{FAILING}[PROTECT]",),
     ),
     Mutant(
+        name="pins-are-not-looked-for-again",
+        file=REBUILD,
+        citation="to the page that is about to go. I1 */",
+        old="    if (pins && !pins->nothing_pinned(pins->opaque))",
+        new="    if (pins && !pins->nothing_pinned)",
+        tests=("unit-engine-rebuild",),
+    ),
+    Mutant(
         name="rebuild-stays-registered",
         file=REBUILD,
         citation="* on. I8 */",

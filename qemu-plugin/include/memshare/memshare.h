@@ -43,7 +43,7 @@ typedef struct MshConfig {
     /* Asked before the contents of pages that a kernel reference might pin are copied rather than moved,
      * to give plain memory back: true means that no I/O into registered memory is in flight or will
      * be started. NULL: never; pages are then made private inside their store mappings. Called from
-     * any thread; must not block. */
+     * any thread, also while a window is open: must not block, nor touch registered memory. */
     bool (*nothing_pinned)(void *opaque);
     void *opaque;
 
@@ -72,7 +72,8 @@ int msh_engine_detach(MshEngine *engine, MshError *error);
 
 /* For a host process that can make nothing_pinned true for a while only: the caller vouches that it is,
  * until this returns. Where the mode is not content, what is or was shared becomes plain memory, all of it
- * or until about budget_ns have passed: then it returns true, and the next call goes on from there. Waits. */
+ * or until about budget_ns have passed: then it returns true, and the next call goes on from there. Waits; with
+ * a budget other than UINT64_MAX a while, and returns true as well. */
 bool msh_engine_release(MshEngine *engine, uint64_t budget_ns);
 
 /*
