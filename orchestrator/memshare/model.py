@@ -9,6 +9,8 @@ from enum import StrEnum
 
 import msgspec
 
+PLUGIN_FILE = "libmemshare-qemu.so"
+
 
 class Mode(StrEnum):
     """What a guest may share."""

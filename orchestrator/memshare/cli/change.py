@@ -5,27 +5,27 @@ For each guest everything is worked out first, so that an error leaves it as it 
 """
 
 import asyncio
-import sysconfig
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from difflib import unified_diff
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
 from msgspec import UNSET
 
+from memshare.clients.emulator import installed_plugin
 from memshare.clients.libvirt import Hypervisor, Running, open_hypervisor
 from memshare.clients.monitor import Monitor
 from memshare.domain import attachment
 from memshare.domain.attachment import Attachment, NotAttachedError, Wish
 from memshare.domain.document import parse, text_of
 from memshare.domain.option import RATE_MAX, WEIGHT_MAX
-from memshare.domain.plugin import FILE_NAME, RUNTIME_DIR, SCAN_RATE_DEFAULT, Plugin
+from memshare.domain.plugin import RUNTIME_DIR, SCAN_RATE_DEFAULT, Plugin
 from memshare.errors import HostError, MemshareError, UnreachableError, UsageError
-from memshare.model import Mode, Option
+from memshare.model import PLUGIN_FILE, Mode, Option
 
-FolderOrOption = TypeVar("FolderOrOption", bound=Callable[..., Any])
+Command = Callable[..., None]
 Edit = Callable[[str], str]
 
 
@@ -71,8 +71,57 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         return "".join(unified_diff(before, after, title, f"{title}, changed"))
 
 
-def guests_and_scope(command: FolderOrOption) -> FolderOrOption:
-    """Add the options that each of the verbs has."""
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a verb is about, and whether it is only shown."""
+
+    uri: str
+    guests: Sequence[str]
+    fleet: bool
+    scope: Scope
+    dry_run: bool
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the guests' host has memshare, and its group of guests that name none."""
+
+    plugin_path: str | None
+    runtime_dir: str
+    group: str
+
+    def plugin(self) -> Plugin:
+        """Return where the plugin is; raises HostError when it is not said and not here either."""
+        path = self.plugin_path
+        if path is None:
+            found = installed_plugin()
+            if found is None:
+                raise HostError(
+                    f"{PLUGIN_FILE} is not installed here", "say where it is with --plugin"
+                )
+            path = str(found)
+        if not path.startswith("/"):
+            raise UsageError(f"--plugin {path}: an absolute path is needed, for QEMU to find it")
+        return Plugin(path=path, runtime_dir=self.runtime_dir)
+
+
+def guests_and_scope(verb: Command) -> Command:
+    """Add the options that each of the verbs has; they reach it as one Target."""
+
+    @functools.wraps(verb)
+    def command(
+        *,
+        guests: tuple[str, ...],
+        uri: str,
+        fleet: bool,
+        live: bool,
+        config: bool,
+        current: bool,
+        dry_run: bool,
+        **others: Any,
+    ) -> None:
+        scope = Scope(live=live, config=config, current=current)
+        target = Target(uri=uri, guests=guests, fleet=fleet, scope=scope, dry_run=dry_run)
+        verb(target, **others)
+
     for option in reversed(
         (
             click.argument("guests", metavar="[DOMAIN]...", nargs=-1),
@@ -112,8 +161,25 @@ class Ceiling(click.ParamType[int | str]):
         return number
 
 
-def wishes(command: FolderOrOption) -> FolderOrOption:
-    """Add the options that say what an owner wants and where the host has memshare."""
+def wishes(verb: Command) -> Command:
+    """Add the options that say what an owner wants and where the host has memshare: a Wish and a Host."""
+
+    @functools.wraps(verb)
+    def command(
+        *arguments: Any,
+        plugin: str | None,
+        runtime_dir: str,
+        host_group: str,
+        group: str | None,
+        mode: str | None,
+        min_rate: int | None,
+        max_rate: int | str | None,
+        weight: int | None,
+        **others: Any,
+    ) -> None:
+        host = Host(plugin_path=plugin, runtime_dir=runtime_dir, group=host_group)
+        verb(*arguments, wish_of(group, mode, min_rate, max_rate, weight), host, **others)
+
     for option in reversed(
         (
             click.option("--group", help="Group of guests that may share with each other."),
@@ -126,7 +192,7 @@ def wishes(command: FolderOrOption) -> FolderOrOption:
             click.option("--max-rate", type=Ceiling(), help="Pages a second, or none."),
             click.option("--weight", type=click.IntRange(1, WEIGHT_MAX), help="Default 1."),
             click.option(
-                "--plugin", envvar="MEMSHARE_PLUGIN", help=f"Path of {FILE_NAME} on that host."
+                "--plugin", envvar="MEMSHARE_PLUGIN", help=f"Path of {PLUGIN_FILE} on that host."
             ),
             click.option(
                 "--runtime-dir",
@@ -166,46 +232,30 @@ def wish_of(
     )
 
 
-def plugin_at(path: str | None, runtime_dir: str) -> Plugin:
-    """Return where the plugin is; raises HostError when it is not said and not here either."""
-    if path is None:
-        folders = ("lib", f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64")
-        places = [Path("/usr") / folder / "memshare" / FILE_NAME for folder in folders]
-        found = [place for place in places if place.exists()]
-        if not found:
-            raise HostError(f"{FILE_NAME} is not installed here", "say where it is with --plugin")
-        path = str(found[0])
-    if not path.startswith("/"):
-        raise UsageError(f"--plugin {path}: an absolute path is needed, for QEMU to find it")
-    return Plugin(path=path, runtime_dir=runtime_dir)
-
-
-def change(
-    verb: Verb, uri: str, guests: Sequence[str], scope: Scope, *, fleet: bool, dry_run: bool
-) -> None:
+def change(verb: Verb, target: Target) -> None:
     """Do what the verb says, or show it. One guest's error does not keep the others from it."""
-    if bool(guests) == fleet:
-        raise UsageError("name guests, or say --all" if not fleet else "--all, or names: not both")
-    if scope.current and (scope.live or scope.config):
+    if bool(target.guests) == target.fleet:
+        raise UsageError(
+            "name guests, or say --all" if not target.fleet else "--all, or names: not both"
+        )
+    if target.scope.current and (target.scope.live or target.scope.config):
         raise UsageError("--current excludes --live and --config")
-    asyncio.run(_change(verb, uri, guests, scope, fleet=fleet, dry_run=dry_run))
+    asyncio.run(_change(verb, target))
 
 
-async def _change(
-    verb: Verb, uri: str, guests: Sequence[str], scope: Scope, *, fleet: bool, dry_run: bool
-) -> None:
+async def _change(verb: Verb, target: Target) -> None:
     errors: list[MemshareError] = []
-    async with open_hypervisor(uri) as hypervisor:
-        names = await hypervisor.names() if fleet else list(dict.fromkeys(guests))
+    async with open_hypervisor(target.uri) as hypervisor:
+        names = await hypervisor.names() if target.fleet else list(dict.fromkeys(target.guests))
         for name in names:
             try:
-                steps = await plan(verb, hypervisor, name, scope)
+                steps = await plan(verb, hypervisor, name, target.scope)
                 for step in steps:
-                    await carry_out(step, verb.done, dry_run=dry_run)
+                    await carry_out(step, verb.done, dry_run=target.dry_run)
             except UnreachableError:
                 raise
             except NotAttachedError as error:
-                if not fleet:
+                if not target.fleet:
                     errors.append(error)
             except MemshareError as error:
                 errors.append(error)

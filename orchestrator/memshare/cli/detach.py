@@ -3,33 +3,17 @@
 
 import click
 
-from memshare.cli.change import Scope, Verb, change, guests_and_scope
+from memshare.cli.change import Target, Verb, change, guests_and_scope
 from memshare.domain import attachment
 
 
 @click.command("detach")
 @guests_and_scope
-def command(
-    guests: tuple[str, ...],
-    uri: str,
-    *,
-    fleet: bool,
-    live: bool,
-    config: bool,
-    current: bool,
-    dry_run: bool,
-) -> None:
+def command(target: Target) -> None:
     """Take option and plugin out of guests' XML.
 
     A guest that runs with the plugin gets all its memory back for itself at once; the plugin, idle, stays
     until it ends.
     """
     verb = Verb(edit=attachment.detach, edit_live=attachment.detach_live, done="detached")
-    change(
-        verb,
-        uri,
-        guests,
-        Scope(live=live, config=config, current=current),
-        fleet=fleet,
-        dry_run=dry_run,
-    )
+    change(verb, target)

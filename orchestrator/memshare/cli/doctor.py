@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from memshare.cli import options
 from memshare.clients import emulator as emulator_client
 from memshare.errors import HostError
+from memshare.model import PLUGIN_FILE
 from memshare.probes import Verdict, emulator, examine
 from memshare.render import Column, Format, render
 
@@ -30,17 +32,9 @@ COLUMNS = (
 @click.option(
     "--plugin",
     type=click.Path(path_type=Path),
-    help=f"Where {emulator_client.PLUGIN} is, unless a package has installed it.",
+    help=f"Where {PLUGIN_FILE} is, unless a package has installed it.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice([form.value for form in Format]),
-    default=Format.TABLE.value,
-    show_default=True,
-    help="What to print.",
-)
+@options.output
 def command(qemu: str, plugin: Path | None, form: str) -> None:
     """Tell whether a QEMU can run the plugin, and why not.
 

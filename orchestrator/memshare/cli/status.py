@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from memshare.cli import options
 from memshare.clients.qmp import read_domains
 from memshare.errors import UnreachableError
 from memshare.model import Domain
@@ -97,15 +98,7 @@ def with_equal_keys(rows: Sequence[Record]) -> list[Record]:
     envvar="LIBVIRT_DEFAULT_URI",
     help="Guests of this libvirt. May be repeated.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "form",
-    type=click.Choice([form.value for form in Format]),
-    default=Format.TABLE.value,
-    show_default=True,
-    help="What to print.",
-)
+@options.output
 def command(qmp_dir: Path | None, uris: tuple[str, ...], form: str) -> None:
     """Show what each guest shares and saves.
 

@@ -11,12 +11,12 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+from memshare.model import PLUGIN_FILE
 from memshare.probes.emulator import Emulator, Machine
 
 #: Far more than a start takes, also where guests keep every processor busy.
 ANSWER_SECONDS = 60.0
 
-PLUGIN = "libmemshare-qemu.so"
 OBJECT = "/objects/memshare0"
 NO_BROKER = "/dev/null"
 
@@ -36,7 +36,7 @@ QUESTIONS = (
 def installed_plugin() -> Path | None:
     """Where a package has put the plugin; None where there is none."""
     folders = ("lib", f"lib/{sysconfig.get_config_var('MULTIARCH')}", "lib64")
-    places = [Path("/usr", folder, "memshare", PLUGIN) for folder in folders]
+    places = [Path("/usr", folder, "memshare", PLUGIN_FILE) for folder in folders]
     return next((place for place in places if place.exists()), None)
 
 

@@ -11,13 +11,12 @@ import msgspec
 from lxml import etree
 
 from memshare.domain.document import Element, append, is_empty, remove
-from memshare.model import Option
+from memshare.model import PLUGIN_FILE, Option
 
 NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 COMMANDLINE = f"{{{NAMESPACE}}}commandline"
 ARGUMENT = f"{{{NAMESPACE}}}arg"
 
-FILE_NAME = "libmemshare-qemu.so"
 RUNTIME_DIR = "/run/memshare"
 #: Pages a second of a guest that nobody steers yet: the plugin's own default.
 SCAN_RATE_DEFAULT = 10_000
@@ -58,7 +57,7 @@ def _split(argument: str) -> list[str]:
 def is_ours(argument: str) -> bool:
     """Whether what follows -plugin names our plugin's file."""
     path = _split(argument)[0].removeprefix("file=").replace(",,", ",")
-    return PurePosixPath(path).name == FILE_NAME
+    return PurePosixPath(path).name == PLUGIN_FILE
 
 
 def find(root: Element) -> list[tuple[Element, Element]]:
