@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest's counters prove about scanning it: bytes kept per CPU second, cost, breaks.
+
+    yield = sum(merged bytes * survival) / sum(CPU seconds)       over looks, older ones fading
+    survival = shared / (shared + breaks per second * keep_seconds)
+
+By Little's law, shared / (breaks per second) is how long a page stays shared. A page that is written to as
+soon as it is merged is worth nothing, one that lives much longer than keep_seconds counts in full; so a guest
+whose sharing is stable at a slow churn is still worth the scanning that keeps it up, which merges less
+breaks, about zero there, would deny.
+
+Both sums fade by the same factor, half after `evidence_passes` of a pass or after `evidence_seconds`. By
+passes, because a guest's RAM differs from place to place: whoever forgets within a pass judges a guest by
+the megabytes that the scan went through last. By time, because a barren guest is visited seldom: however old
+the proof against it is, what is found now soon weighs as much. Where nothing is scanned both fade alike, and
+the yield stays what it was.
+"""
+
+import math
+
+import msgspec
+
+from memshare.model import PageStats
+from memshare.policy.config import Config
+from memshare.policy.snapshot import PAGE_BYTES, Guest
+
+COST_DEFAULT_NS = 1000.0  # a page, before anything was measured
+COST_HALF_SECONDS = 10.0
+COST_MIN_NS = 2.0
+DOUBT_NS = 500_000.0  # what hashing a block costs, about
+PROOF_RATIO = 1 / 16  # of a guest's RAM: less than that was visited, and nothing is known
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """All that is remembered of one guest: the last look, and sums that fade.
+
+    page_cost_ns follows a rise at once and a fall slowly: a scan that comes to pages that merge costs a
+    thousand times one that finds nothing written, and the CPU budget is kept by whoever expects that.
+    """
+
+    taken_ns: int
+    stats: PageStats
+    kept_bytes: float = 0.0
+    spent_cpu_ns: float = 0.0
+    visited_pages: float = 0.0
+    broken_pages: float = 0.0
+    watched_ns: float = 0.0
+    page_cost_ns: float = COST_DEFAULT_NS
+    is_proven: bool = False
+
+    @property
+    def yield_bytes(self) -> float:
+        """Bytes kept per CPU second.
+
+        Where nothing was written passing by is so cheap that a single page merged in minutes would look like
+        full speed; DOUBT_NS are charged on top, so that it takes some dozens.
+        """
+        return self.kept_bytes * 1e9 / (self.spent_cpu_ns + DOUBT_NS)
+
+    @property
+    def break_bytes(self) -> float:
+        """Bytes a second that came back into use of late."""
+        return self.broken_pages * PAGE_BYTES * 1e9 / self.watched_ns if self.watched_ns else 0.0
+
+
+def observe(guest: Guest, before: Evidence | None, config: Config) -> Evidence:
+    """Return what is known after this look.
+
+    An engine that started anew (its counters fell) is a new guest. Its first passes count for its cost
+    only: the first arms the tracking of writes, the second hashes, and partners have to be seen.
+    """
+    now = guest.stats
+    if before is None or any(
+        getattr(now, name) < getattr(before.stats, name)
+        for name in ("scanned_pages", "scan_cpu_ns", "merged_pages", "zeroed_pages", "breaks")
+    ):
+        return Evidence(taken_ns=guest.taken_ns, stats=now)
+    elapsed_ns = guest.taken_ns - before.taken_ns
+    if elapsed_ns <= 0:
+        return before  # the same look again: this guest did not answer since
+    last = before.stats
+    scanned_pages = now.scanned_pages - last.scanned_pages
+    cpu_ns = now.scan_cpu_ns - last.scan_cpu_ns
+    zeroed_pages = now.zeroed_pages - last.zeroed_pages
+    # The touch of a hole is no break, but fewer zeros are left than were made.
+    refilled_pages = max(0, zeroed_pages - (now.zero_pages - last.zero_pages))
+    broken_pages = now.breaks - last.breaks + refilled_pages
+
+    fade = math.exp2(
+        -scanned_pages / (config.evidence_passes * max(1, guest.ram_pages))
+        - elapsed_ns / (config.evidence_seconds * 1e9)
+    )
+    broken = before.broken_pages * fade + broken_pages
+    watched_ns = before.watched_ns * fade + elapsed_ns
+    is_new = now.passes < config.new_passes
+    visited_pages = 0.0 if is_new else before.visited_pages * fade + scanned_pages
+    shared_pages = now.shared_pages + now.zero_pages
+    leaving_pages = broken * 1e9 / watched_ns * config.keep_seconds
+    survival = shared_pages / (shared_pages + leaving_pages) if shared_pages else 0.0
+    merged_bytes = (now.merged_pages - last.merged_pages + zeroed_pages) * PAGE_BYTES
+    return Evidence(
+        taken_ns=guest.taken_ns,
+        stats=now,
+        kept_bytes=0.0 if is_new else before.kept_bytes * fade + merged_bytes * survival,
+        spent_cpu_ns=0.0 if is_new else before.spent_cpu_ns * fade + cpu_ns,
+        visited_pages=visited_pages,
+        broken_pages=broken,
+        watched_ns=watched_ns,
+        page_cost_ns=_cost(before.page_cost_ns, scanned_pages, cpu_ns, elapsed_ns),
+        is_proven=not is_new
+        and (before.is_proven or visited_pages >= PROOF_RATIO * guest.ram_pages),
+    )
+
+
+def _cost(before_ns: float, scanned_pages: int, cpu_ns: int, elapsed_ns: int) -> float:
+    if scanned_pages == 0:
+        return before_ns
+    seen_ns = max(COST_MIN_NS, cpu_ns / scanned_pages)
+    if seen_ns >= before_ns:
+        return seen_ns
+    return seen_ns + (before_ns - seen_ns) * math.exp2(-elapsed_ns / (COST_HALF_SECONDS * 1e9))
