@@ -103,3 +103,46 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
     stats: PageStats | None = None
     problem: str = ""
     answered: bool = True
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """One guest as the broker sees it. cost_bytes is what its grants and messages hold there."""
+
+    guest: str
+    state: str
+    pid: int
+    uid: int
+    grants: int
+    cost_bytes: int
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """One group's store and table in the broker. Counters from `sightings` on only grow."""
+
+    name: str
+    socket: str
+    members: int
+    segments: int
+    store_bytes: int
+    slots_live: int
+    slots_dead: int
+    grants: int
+    table_entries: int
+    table_bytes: int
+    sightings: int
+    provides: int
+    rejected_provides: int
+    matches: int
+    releases: int
+    bad_releases: int
+    refused_full: int
+    sessions: list[Session]
+
+
+class Broker(msgspec.Struct, frozen=True, kw_only=True):
+    """The broker's answer to `status`."""
+
+    version: str
+    protocol: int
+    pid: int
+    groups: list[Group]

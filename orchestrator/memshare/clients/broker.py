@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from memshare.errors import MemshareError, UnreachableError
+from memshare.model import Broker
 
 TIMEOUT_SECONDS = 5.0
 LINE_BYTES_MAX = 16 << 20
@@ -36,3 +37,12 @@ async def ask(socket: Path, command: str, **arguments: object) -> dict[str, Any]
     if answer.get("ok") is False:
         raise MemshareError(f"{socket}: {command}: {answer.get('error', 'refused')}")
     return answer
+
+
+async def read_broker(socket: Path) -> Broker:
+    """Return the broker's figures; UnreachableError when it does not answer."""
+    answer = await ask(socket, "status")
+    try:
+        return msgspec.convert(answer, Broker)
+    except msgspec.ValidationError as error:
+        raise MemshareError(f"{socket}: status: {error}") from error

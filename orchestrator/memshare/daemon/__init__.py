@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`memshare daemon`: looks, has the policy decide, carries out, and tells."""
