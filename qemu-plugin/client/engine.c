@@ -403,6 +403,7 @@ void msh_engine_stats(const MshEngine *engine, MshStats *ret_stats)
         .overhead_bytes = sizeof *engine + msh_read(&counters->page_map_bytes) +
                           msh_read(&counters->own_mappings) * MAPPING_OVERHEAD_BYTES,
         .scanned_pages = msh_read(&counters->scanned_pages),
+        .skipped_pages = msh_read(&counters->skipped_pages),
         .hashed_pages = msh_read(&counters->hashed_pages),
         .merged_pages = msh_read(&counters->merged_pages),
         .zeroed_pages = msh_read(&counters->zeroed_pages),

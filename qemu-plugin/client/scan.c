@@ -483,6 +483,7 @@ int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, M
                      ? visit_tracked(scan, region, first, ret_visit, &end)
                      : visit_plain(scan, region, first, max_pages, ret_visit, &end);
     msh_count(&scan->counters->scanned_pages, ret_visit->scanned_pages);
+    msh_count(&scan->counters->skipped_pages, ret_visit->skipped_pages);
     ret_visit->region = region;
     ret_visit->first = first;
     ret_visit->end = end;

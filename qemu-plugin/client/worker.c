@@ -30,7 +30,6 @@
 
 enum {
     QUEUE_FULL = 16384,
-    SKIPPED_PER_SCANNED = 32, /* pages nobody wrote to cost the scan rate next to nothing */
     RELEASE_RATE_MIN = 50000, /* pages/s: un-sharing goes on also where scanning is paused */
 };
 
@@ -591,7 +590,7 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
     if (scan_block(engine, pages ? pages : 1) < 0)
         return SECOND_NS;
     msh_pace_spend(&pacing->pages,
-                   engine->visit.scanned_pages + engine->visit.skipped_pages / SKIPPED_PER_SCANNED,
+                   engine->visit.scanned_pages + engine->visit.skipped_pages / MSH_SKIPPED_PER_SCANNED,
                    now_ns);
     pacing->is_fruitful |= engine->pending.count > 0;
     hand_over_if_asked(engine);

@@ -25,7 +25,7 @@ from memshare.policy import (
     explain,
     fits,
     is_rising,
-    psi_trigger,
+    psi_triggers,
 )
 from memshare.policy.evidence import Evidence, observe
 from samples import stats
@@ -133,7 +133,7 @@ def test_psi_alone_asks_for_full_speed() -> None:
     decision = after(look(0, 12 * GIB), look(1, 12 * GIB, psi_some_ns=SECOND_NS // 10))
     assert decision.pressure.urgency == 1
     assert "waited" in decision.pressure.cause
-    assert psi_trigger(CONFIG) == "some 100000 1000000"
+    assert psi_triggers(CONFIG) == ("some 100000 1000000", "some 200000 2000000")
 
 
 def test_swap_in_counts_unless_memory_is_plenty() -> None:
@@ -396,3 +396,21 @@ def test_old_evidence_weighs_half_after_a_minute_however_little_was_scanned() ->
 def test_fits_like_counts_pages_of_which_some_are_shared_and_absent() -> None:
     like = sharing("a", GIB, ram_bytes=4 * GIB, present_pages=PAGES, unique_pages=PAGES)
     assert fits(4 * GIB, look(0, 9 * GIB, like), State(), CONFIG, like).private_bytes == GIB
+
+
+def test_what_a_silent_guests_balloon_has_taken_is_not_forgotten() -> None:
+    def at(t: float, headroom_bytes: int, balloon_bytes: int | None) -> Snapshot:
+        one = sharing("a", 2 * GIB, t, ram_bytes=4 * GIB, balloon_bytes=balloon_bytes)
+        return look(t, headroom_bytes, one)
+
+    state = after(at(0, 0, 4 * GIB)).state
+    for t in range(1, 120):
+        state = decide(at(t, 12 * GIB, None), state, CONFIG).state
+    assert state.guard.ballooned == {"a": 4 * GIB}
+    given: list[int] = []
+    for t in range(120, 200):
+        decision = decide(at(t, 12 * GIB, 2 * GIB), state, CONFIG)
+        given += [one.target_bytes for one in decision.actions if isinstance(one, Balloon)]
+        state = decision.state
+    assert given
+    assert max(given) == 4 * GIB

@@ -5,7 +5,7 @@
     is_rising(taken_ns, host, decision, config)  whether to decide before it is time
     explain(domain, snapshot, decision)          why a guest has its rate
     fits(ram_bytes, snapshot, state, config)     capacity.py
-    psi_trigger(config)                          what to arm, to be woken early
+    psi_triggers(config)                         what to arm, to be woken early
 
 Nothing here reads a clock or a file, or imports from `clients`.
 """
@@ -14,7 +14,7 @@ from memshare.policy.actions import Action, Balloon, ChangeStep, RunHook, SetRat
 from memshare.policy.capacity import Fit, fits
 from memshare.policy.config import Config
 from memshare.policy.decision import Decision, State, decide, explain, is_rising
-from memshare.policy.pressure import psi_trigger
+from memshare.policy.pressure import psi_triggers
 from memshare.policy.snapshot import Guest, Host, Snapshot
 
 __all__ = [
@@ -35,5 +35,5 @@ __all__ = [
     "explain",
     "fits",
     "is_rising",
-    "psi_trigger",
+    "psi_triggers",
 ]

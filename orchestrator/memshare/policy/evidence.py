@@ -11,7 +11,8 @@ breaks, about zero there, would deny.
 
 Both sums fade by the same factor, half after `evidence_passes` of a pass or after `evidence_seconds`. By
 passes, because a guest's RAM differs from place to place: whoever forgets within a pass judges a guest by
-the megabytes that the scan went through last. By time, because a barren guest is visited seldom: however old
+the megabytes that the scan went through last; passes quicker than pass_seconds count as that long, or a small
+guest would be judged by one second. By time, because a barren guest is visited seldom: however old
 the proof against it is, what is found now soon weighs as much. Where nothing is scanned both fade alike, and
 the yield stays what it was.
 """
@@ -28,7 +29,7 @@ COST_DEFAULT_NS = 1000.0  # a page, before anything was measured
 COST_HALF_SECONDS = 10.0
 COST_MIN_NS = 2.0
 DOUBT_NS = 500_000.0  # what hashing a block costs, about
-PROOF_RATIO = 1 / 16  # of a guest's RAM: less than that was visited, and nothing is known
+PROOF_RATIO = 1 / 16  # of a pass: less than that was visited, and nothing is known
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -42,7 +43,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     stats: PageStats
     kept_bytes: float = 0.0
     spent_cpu_ns: float = 0.0
-    visited_pages: float = 0.0
+    visited_passes: float = 0.0
     broken_pages: float = 0.0
     watched_ns: float = 0.0
     page_cost_ns: float = COST_DEFAULT_NS
@@ -72,14 +73,24 @@ def observe(guest: Guest, before: Evidence | None, config: Config) -> Evidence:
     now = guest.stats
     if before is None or any(
         getattr(now, name) < getattr(before.stats, name)
-        for name in ("scanned_pages", "scan_cpu_ns", "merged_pages", "zeroed_pages", "breaks")
+        for name in (
+            "paid_pages",
+            "passes",
+            "scan_cpu_ns",
+            "merged_pages",
+            "zeroed_pages",
+            "breaks",
+        )
     ):
         return Evidence(taken_ns=guest.taken_ns, stats=now)
     elapsed_ns = guest.taken_ns - before.taken_ns
     if elapsed_ns <= 0:
         return before  # the same look again: this guest did not answer since
     last = before.stats
-    scanned_pages = now.scanned_pages - last.scanned_pages
+    scanned_pages = now.paid_pages - last.paid_pages
+    # Where next to nothing is written a pass is paid with a small part of the RAM's pages, and where little of the RAM is
+    # in use it has few: it is a pass all the same.
+    visited_passes = max(now.passes - last.passes, scanned_pages / max(1, guest.ram_pages))
     cpu_ns = now.scan_cpu_ns - last.scan_cpu_ns
     zeroed_pages = now.zeroed_pages - last.zeroed_pages
     # The touch of a hole is no break, but fewer zeros are left than were made.
@@ -87,13 +98,13 @@ def observe(guest: Guest, before: Evidence | None, config: Config) -> Evidence:
     broken_pages = now.breaks - last.breaks + refilled_pages
 
     fade = math.exp2(
-        -scanned_pages / (config.evidence_passes * max(1, guest.ram_pages))
+        -min(visited_passes, elapsed_ns / (config.pass_seconds * 1e9)) / config.evidence_passes
         - elapsed_ns / (config.evidence_seconds * 1e9)
     )
     broken = before.broken_pages * fade + broken_pages
     watched_ns = before.watched_ns * fade + elapsed_ns
     is_new = now.passes < config.new_passes
-    visited_pages = 0.0 if is_new else before.visited_pages * fade + scanned_pages
+    visited = 0.0 if is_new else before.visited_passes * fade + visited_passes
     shared_pages = now.shared_pages + now.zero_pages
     leaving_pages = broken * 1e9 / watched_ns * config.keep_seconds
     survival = shared_pages / (shared_pages + leaving_pages) if shared_pages else 0.0
@@ -103,12 +114,11 @@ def observe(guest: Guest, before: Evidence | None, config: Config) -> Evidence:
         stats=now,
         kept_bytes=0.0 if is_new else before.kept_bytes * fade + merged_bytes * survival,
         spent_cpu_ns=0.0 if is_new else before.spent_cpu_ns * fade + cpu_ns,
-        visited_pages=visited_pages,
+        visited_passes=visited,
         broken_pages=broken,
         watched_ns=watched_ns,
         page_cost_ns=_cost(before.page_cost_ns, scanned_pages, cpu_ns, elapsed_ns),
-        is_proven=not is_new
-        and (before.is_proven or visited_pages >= PROOF_RATIO * guest.ram_pages),
+        is_proven=not is_new and (before.is_proven or visited >= PROOF_RATIO),
     )
 
 

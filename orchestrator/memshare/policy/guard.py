@@ -197,9 +197,15 @@ def _deflate(snapshot: Snapshot, spare_bytes: float, guard: Guard) -> tuple[list
         if guest.balloon_bytes is not None
         and guest.balloon_bytes < guard.ballooned.get(guest.domain, 0)
     }
+    # Who did not say what its balloon leaves it is asked again; who is gone or has all back is done.
+    silent = {guest.domain for guest in snapshot.guests if guest.balloon_bytes is None}
     guard = msgspec.structs.replace(
         guard,
-        ballooned={domain: guard.ballooned[domain] for domain in taken},
+        ballooned={
+            domain: before
+            for domain, before in guard.ballooned.items()
+            if domain in taken or domain in silent
+        },
         asked={},
         calm_since_ns=None,
     )

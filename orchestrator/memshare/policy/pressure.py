@@ -70,12 +70,15 @@ def assess(
     )
 
 
-def psi_trigger(config: Config) -> str:
+def psi_triggers(config: Config) -> tuple[str, str]:
     """What to write to the memory pressure file, to be woken when PSI alone asks for full speed.
 
-    The window is a second, so that another is left of the two in which full speed is promised.
+    The window is a second, so that another is left of the two in which full speed is promised. Without
+    CAP_SYS_RESOURCE the kernel takes multiples of two seconds only: the second best.
     """
-    return f"some {int(config.psi_full_speed_ratio * 1e6)} 1000000"
+    part = config.psi_full_speed_ratio
+    first, second = (f"some {int(part * window)} {window}" for window in (1_000_000, 2_000_000))
+    return first, second
 
 
 def _bounded(value: float) -> float:

@@ -29,6 +29,8 @@ typedef enum MshState {
     MSH_STATE_WAITING_FOR_BROKER = 6,
 } MshState;
 
+#define MSH_SKIPPED_PER_SCANNED 32
+
 typedef struct MshStats {
     char version[16];
     uint32_t protocol;               /* spoken with the broker; 0 without one */
@@ -51,6 +53,8 @@ typedef struct MshStats {
     uint64_t saved_zero_bytes;       /* gauge */
     uint64_t overhead_bytes;         /* gauge, our tables, mappings and page tables in this process */
     uint64_t scanned_pages;          /* counter, pages visited */
+    uint64_t skipped_pages;          /* counter, passed over, as nobody wrote to them since; of these
+                                        MSH_SKIPPED_PER_SCANNED cost the scan rate one page */
     uint64_t hashed_pages;           /* counter */
     uint64_t merged_pages;           /* counter, to SHARED */
     uint64_t zeroed_pages;           /* counter, to HOLE */
