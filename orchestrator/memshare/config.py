@@ -49,15 +49,15 @@ class MetricsConfig(Section, frozen=True, kw_only=True):
 class Config(Section, frozen=True, kw_only=True):
     """Everything the daemon is told.
 
-    connect None: the libvirt of this host, if it listens. cgroup is the path below /sys/fs/cgroup (v2) or
-    /sys/fs/cgroup/memory (v1) whose limit bounds all guests; empty: the host's memory does. broker empty: there
-    is none, and no guest is announced.
+    connect None: the libvirt of this host, if it listens. cgroup is the folder (below /sys/fs/cgroup) of the cgroup
+    whose limit bounds all guests; empty: the host's memory does. broker empty: there is none, and no guest is announced.
     """
 
     connect: tuple[str, ...] | None = None
     qmp_dirs: tuple[str, ...] = ()
     broker: str = "/run/memshare/control.sock"
     group: str = "default"
+    libvirt_run_dir: str = "/run/libvirt/qemu"
     cgroup: str = ""
     socket: str = "/run/memshare/daemon.sock"
     state_dir: str = "/var/lib/memshare"
@@ -109,6 +109,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = _merged(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = _merged(old, value)
+        result[key] = value
     return result

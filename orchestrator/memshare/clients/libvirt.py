@@ -317,6 +317,15 @@ class Hypervisor:
 
         await self._ask(name, write)
 
+    async def set_memory(self, guest: Running, target_bytes: int) -> None:
+        """Have a guest's balloon leave it so much RAM; libvirt keeps the figure, so it is told and not QEMU."""
+
+        def write(connection: Any) -> None:
+            domain = connection.lookupByUUIDString(guest.uuid)
+            domain.setMemoryFlags(target_bytes >> 10, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+        await self._ask(guest.name, write)
+
     async def monitor_command(self, guest: Running, text: str) -> str:
         """Bring one QMP command to QEMU and return its answer.
 
@@ -404,6 +413,10 @@ class LibvirtMonitor(Monitor):
             words = answer["error"].get("desc") if isinstance(answer["error"], dict) else "refused"
             raise MemshareError(f"{self.where}: {command}: {words}")
         return answer.get("return")
+
+    async def set_balloon(self, target_bytes: int) -> None:
+        """Ask the guest's balloon to leave it so much RAM."""
+        await self._hypervisor.set_memory(self._guest, target_bytes)
 
 
 def _open(uri: str) -> Any:

@@ -65,6 +65,19 @@ class Monitor(ABC):
         """Set `mode`, `scan-rate` or `cpu-limit`."""
         await self.execute("qom-set", path=OBJECT, property=name, value=value)
 
+    async def balloon_bytes(self) -> int | None:
+        """Return the RAM that the guest's balloon leaves it, None for one without a balloon."""
+        try:
+            return int((await self.execute("query-balloon"))["actual"])
+        except UnreachableError:
+            raise
+        except (MemshareError, KeyError, TypeError, ValueError):
+            return None
+
+    async def set_balloon(self, target_bytes: int) -> None:
+        """Ask the guest's balloon to leave it so much RAM; it takes its time, and may not get there."""
+        await self.execute("balloon", value=target_bytes)
+
 
 async def look(monitor: Monitor, guest: Domain) -> Domain:
     """Return the guest with its figures, or with the reason why there are none. Raises nothing."""

@@ -5,7 +5,9 @@ QEMU serves one client a socket at a time, so a monitor is opened, asked and clo
 """
 
 import asyncio
+import errno
 import logging
+import socket as stdlib_socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -73,6 +75,19 @@ async def open_monitor(
                 await client.disconnect()
         except (TimeoutError, QMPError, OSError, EOFError):
             pass  # it is gone; what mattered was answered or reported already
+
+
+def is_served(socket: Path) -> bool:
+    """Whether somebody listens at a socket. A QEMU that was killed leaves its socket behind."""
+    with stdlib_socket.socket(stdlib_socket.AF_UNIX) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(socket))
+        except BlockingIOError:
+            return True  # others wait there already
+        except OSError as error:
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    return True
 
 
 def name_of(socket: Path) -> str:

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where guests are found: a libvirt, or a folder of QMP sockets. One model of a guest for both."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from memshare.clients.admission import LIBVIRT_RUN, Announcement, find_cgroup
+from memshare.clients.monitor import Monitor
+from memshare.clients.qmp import is_served, name_of, open_monitor, reason
+from memshare.config import Config
+from memshare.errors import MemshareError, UnreachableError, UsageError
+from memshare.model import Domain
+
+#: Sockets of a libvirt of this host: of the one daemon, and of the one for QEMU alone.
+LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
+LOOK_SECONDS = 1.0
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A guest that runs, without figures, and how to reach its monitor.
+
+    process tells one start of it from the next. announcement is what the broker is to be told; None for a guest that
+    belongs to no group, or whose host is another one.
+    """
+
+    domain: Domain
+    process: str
+    monitor: Callable[[], AbstractAsyncContextManager[Monitor]]
+    announcement: Announcement | None = None
+
+
+class Source(ABC):
+    """Guests of one place. `name` is how messages call it."""
+
+    def __init__(self, name: str) -> None:
+        """Nothing is asked yet."""
+        self.name = name
+
+    @abstractmethod
+    async def guests(self) -> list[Found]:
+        """Return the guests that run now; UnreachableError when that cannot be known."""
+
+    @abstractmethod
+    async def watch(self, on_change: Callable[[str], None]) -> NoReturn:
+        """Tell whenever `guests` may have changed, until cancelled; with the reason when the place was lost."""
+
+    async def close(self) -> None:  # noqa: B027  most have nothing open
+        """Let go of what is open."""
+
+
+class SocketFolder(Source):
+    """Guests with a QMP socket of ours each. A guest belongs to nobody's group here: sockets' modes decide."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is asked yet."""
+        super().__init__(str(folder))
+        self._folder = folder
+        self._names: dict[tuple[str, int], str] = {}
+
+    def _sockets(self) -> dict[tuple[str, int], Path]:
+        try:
+            return {
+                (path.name, path.stat().st_ino): path
+                for path in sorted(self._folder.iterdir())
+                if path.is_socket()
+            }
+        except OSError as error:
+            raise UnreachableError(
+                f"{self._folder}: {reason(error)}", "name a folder that holds guests' QMP sockets"
+            ) from error
+
+    async def guests(self) -> list[Found]:
+        """Return a guest a socket that is served; one that does not tell its name has that of the socket."""
+        sockets = {key: path for key, path in self._sockets().items() if is_served(path)}
+        self._names = {key: name for key, name in self._names.items() if key in sockets}
+        async with asyncio.TaskGroup() as group:
+            for key, socket in sockets.items():
+                if key not in self._names:
+                    group.create_task(self._learn(key, socket))
+        return [
+            Found(
+                domain=Domain(name=self._names.get(key, name_of(socket)), source=self.name),
+                process=f"{socket}:{key[1]}",
+                monitor=_opener(socket),
+            )
+            for key, socket in sockets.items()
+        ]
+
+    async def _learn(self, key: tuple[str, int], socket: Path) -> None:
+        try:
+            async with open_monitor(socket) as monitor:
+                self._names[key] = await monitor.name()
+        except MemshareError:
+            return  # asked again next time
+
+    async def watch(self, on_change: Callable[[str], None]) -> NoReturn:
+        """Look at the folder again and again: nothing in it says who comes and goes."""
+        before: object = None
+        while True:
+            try:
+                now: object = self._sockets().keys()
+                lost = ""
+            except UnreachableError as error:
+                now = lost = str(error)
+            if now != before:
+                on_change(lost)
+            before = now
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def _opener(socket: Path) -> Callable[[], AbstractAsyncContextManager[Monitor]]:
+    return lambda: open_monitor(socket)
+
+
+class Libvirt(Source):
+    """Guests of one libvirt. Those of this host's are announced to the broker."""
+
+    def __init__(self, uri: str, host_group: str, run: Path = LIBVIRT_RUN) -> None:
+        """Nothing is asked yet. run: where its libvirtd keeps the process ids of its guests."""
+        from memshare.clients.libvirt import Hypervisor
+
+        super().__init__(uri)
+        self._hypervisor = Hypervisor(uri)
+        self._host_group = host_group
+        self._run = run
+        # Another host's guests are that host's broker's; a session's share one cgroup.
+        self._is_local = uri.partition("?")[0] in ("qemu:///system", "qemu+unix:///system")
+
+    async def close(self) -> None:
+        """End its connections."""
+        await self._hypervisor.close()
+
+    async def guests(self) -> list[Found]:
+        """Return the guests that run; what is wrong with one is its problem."""
+        found = []
+        for guest in await self._hypervisor.running():
+            domain = self._hypervisor.describe(guest, self._host_group)
+            announcement = None
+            if domain.group is not None and self._is_local:
+                try:
+                    cgroup = find_cgroup(guest.name, guest.id, self._run)
+                    announcement = Announcement(uuid=guest.uuid, group=domain.group, cgroup=cgroup)
+                except MemshareError as error:
+                    problem = domain.problem or str(error)
+                    domain = msgspec.structs.replace(domain, problem=problem)
+            found.append(
+                Found(
+                    domain=domain,
+                    process=f"{guest.uuid}:{guest.id}",
+                    monitor=_lender(self._hypervisor.monitor(guest)),
+                    announcement=announcement,
+                )
+            )
+        return found
+
+    async def watch(self, on_change: Callable[[str], None]) -> NoReturn:
+        """Tell of starts, stops and changed options."""
+        await self._hypervisor.watch(lambda change: on_change(change.reason))
+
+
+def _lender(monitor: Monitor) -> Callable[[], AbstractAsyncContextManager[Monitor]]:
+    """Return what lends a monitor that needs no opening."""
+
+    @asynccontextmanager
+    async def lend() -> AsyncIterator[Monitor]:
+        yield monitor
+
+    return lend
+
+
+def default_uris() -> tuple[str, ...]:
+    """Return this host's libvirt, if it listens and its Python binding is installed."""
+    listens = any(path.exists() for path in LIBVIRT_SOCKETS)
+    return ("qemu:///system",) if listens and find_spec("libvirt") else ()
+
+
+def sources_of(config: Config) -> list[Source]:
+    """Return where the configuration says that guests are; raises UsageError when that is nowhere."""
+    uris = default_uris() if config.connect is None else config.connect
+    run = Path(config.libvirt_run_dir)
+    sources: list[Source] = [Libvirt(uri, config.group, run) for uri in uris]
+    sources += [SocketFolder(Path(folder)) for folder in config.qmp_dirs]
+    if not sources:
+        raise UsageError(
+            "no libvirt listens here and no folder of QMP sockets is named",
+            "set connect or qmp-dirs in the configuration",
+        )
+    return sources
+
+
+def union(lists: Iterable[Iterable[Found]]) -> list[Found]:
+    """Return guests of several places as one list, each once and by a name of its own.
+
+    A guest of libvirt that also has a socket of ours is one guest: the first place that has it counts. Guests of two
+    libvirts may have one name; all but the first are called NAME@SOURCE then.
+    """
+    result: dict[str, Found] = {}
+    for found in lists:
+        for guest in found:
+            name, other = guest.domain.name, result.get(guest.domain.name)
+            if other is not None:
+                if not guest.domain.uuid:
+                    continue
+                name = f"{name}@{guest.domain.source}"
+                domain = msgspec.structs.replace(guest.domain, name=name)
+                guest = msgspec.structs.replace(guest, domain=domain)
+            result.setdefault(name, guest)
+    return [result[name] for name in sorted(result)]
