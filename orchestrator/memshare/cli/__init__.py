@@ -17,6 +17,13 @@ VERBS = {
     "attach": "let guests of libvirt share",
     "detach": "guests of libvirt share no more",
     "set": "change group, mode, rates or weight of attached guests",
+    "pause": "stop scanning guests, until resume",
+    "drain": "have guests share nothing, until resume",
+    "resume": "let guests share again",
+    "explain": "why a guest has its scan rate",
+    "fits": "whether one more guest is safe on this host",
+    "daemon": "steer the guests and guard the host",
+    "config": "check or show the configuration of the daemon",
 }
 
 

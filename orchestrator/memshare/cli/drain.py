@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`memshare drain`: guests share nothing any more, and have all their memory for themselves."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from memshare.cli.hold import Target, for_each, of_guests, opened
+from memshare.clients.holds import Hold, Verb, hold, read_holds
+from memshare.clients.host import read_host
+from memshare.clients.monitor import NotSharingError
+from memshare.clients.sources import Found
+from memshare.errors import HostError, MemshareError
+from memshare.model import Mode, PageStats
+from memshare.render import human_bytes
+
+PAGE_BYTES = 4096
+LOOK_SECONDS = 0.2
+
+
+@click.command("drain")
+@click.option("--force", is_flag=True, help="Even where the host has not so much memory left.")
+@click.option("--no-wait", is_flag=True, help="Return at once; memory comes back at its own pace.")
+@of_guests
+def command(target: Target, *, force: bool, no_wait: bool) -> None:
+    """Have guests share nothing: every shared page becomes their own again.
+
+    Says first how much memory comes back into use, and refuses when the host has not so much left. It lasts until
+    `memshare resume`, over restarts of guest and daemon. Works without the daemon.
+    """
+    asyncio.run(_drain(target, force=force, waits=not no_wait))
+
+
+async def _drain(target: Target, *, force: bool, waits: bool) -> None:
+    async with opened(target) as guests:
+        figures = {guest.domain.name: await _stats(guest) for guest in guests}
+        coming = sum(stats.shared_pages for stats in figures.values() if stats) * PAGE_BYTES
+        cgroup = Path(target.config.cgroup) if target.config.cgroup else None
+        headroom = read_host(cgroup).headroom_bytes
+        click.echo(
+            f"{human_bytes(coming)} come back into use, {human_bytes(headroom)} are left", err=True
+        )
+        if coming > headroom and not force:
+            raise HostError("not so much memory is left", "drain fewer guests, or say --force")
+        before = read_holds(target.state_dir)
+        for name in target.names:
+            stats = figures.get(name) if name is not None else None
+            known = before.guests.get(name) if name is not None else before.all
+            mode = known.mode if known and known.mode else Mode(stats.mode) if stats else None
+            hold(target.state_dir, name, Hold(verb=Verb.DRAIN, mode=mode))
+        await for_each(guests, lambda guest: _empty(guest, waits=waits))
+
+
+async def _stats(guest: Found) -> PageStats | None:
+    """Return a guest's figures, None for one that has none to tell."""
+    try:
+        async with guest.monitor() as monitor:
+            return await monitor.stats()
+    except MemshareError:
+        return None
+
+
+async def _empty(guest: Found, *, waits: bool) -> str:
+    async with guest.monitor() as monitor:
+        try:
+            stats = await monitor.stats()
+        except NotSharingError:
+            return "runs without memshare"
+        await monitor.set("mode", Mode.OFF)
+        while waits and (stats := await monitor.stats()).shared_pages:
+            await asyncio.sleep(LOOK_SECONDS)
+    left = f", {human_bytes(stats.shared_pages * PAGE_BYTES)} still shared" if not waits else ""
+    return f"drained{left}"

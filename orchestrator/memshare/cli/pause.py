@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`memshare pause`: nothing new is shared."""
+
+import asyncio
+
+import click
+
+from memshare.cli.hold import Target, for_each, of_guests, opened
+from memshare.clients.holds import Hold, Verb, hold
+from memshare.clients.monitor import NotSharingError
+from memshare.clients.sources import Found
+
+
+@click.command("pause")
+@of_guests
+def command(target: Target) -> None:
+    """Stop scanning guests: nothing new is shared, what is shared stays.
+
+    It lasts until `memshare resume`, over restarts of guest and daemon. Works without the daemon. Costs no memory;
+    to have guests share nothing at all, `memshare drain`.
+    """
+    asyncio.run(_pause(target))
+
+
+async def _pause(target: Target) -> None:
+    async with opened(target) as guests:
+        for name in target.names:
+            hold(target.state_dir, name, Hold(verb=Verb.PAUSE))
+        await for_each(guests, _stop)
+
+
+async def _stop(guest: Found) -> str:
+    async with guest.monitor() as monitor:
+        try:
+            await monitor.stats()
+        except NotSharingError:
+            return "runs without memshare"
+        await monitor.set("scan-rate", 0)
+    return "paused"

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the daemon logs: one line a decision on stderr, `event key=value ...`, or JSON.
+
+Without a time of its own where the journal adds one.
+"""
+
+import os
+import sys
+from typing import Any
+
+import structlog
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def set_up(*, json: bool, level: str = "info") -> None:
+    """Set structlog up for the whole process."""
+    processors: list[Any] = [structlog.processors.add_log_level]
+    if json or "JOURNAL_STREAM" not in os.environ:
+        processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
+    if json:
+        processors.append(structlog.processors.JSONRenderer())
+    else:
+        processors.append(
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
+        )
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
