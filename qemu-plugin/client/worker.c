@@ -30,6 +30,7 @@
 
 enum {
     QUEUE_FULL = 16384,
+    STEP_PAGES_MIN = 64, /* waking up costs as much as hashing that many */
     RELEASE_RATE_MIN = 50000, /* pages/s: un-sharing goes on also where scanning is paused */
 };
 
@@ -517,8 +518,11 @@ static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
         msh_pace_spend(&pacing->cpu, was_limited ? cpu_ns - pacing->cpu_spent_ns : 0, now_ns);
         pacing->cpu_spent_ns = cpu_ns;
     }
-    /* A slow rate is served in small steps, so that it is a rate and not a burst now and then. */
-    uint64_t step = rate / 50 < MSH_SCAN_BLOCK_PAGES ? rate / 50 + 1 : MSH_SCAN_BLOCK_PAGES;
+    /* A slow rate is served in small steps, so that it is a rate and not a burst now and then. Smaller ones
+     * would cost more for waking up than for the pages. */
+    uint64_t step = rate / 50 < STEP_PAGES_MIN         ? STEP_PAGES_MIN
+                    : rate / 50 < MSH_SCAN_BLOCK_PAGES ? rate / 50
+                                                       : MSH_SCAN_BLOCK_PAGES;
     uint64_t pages_ns = msh_pace_wait_ns(&pacing->pages, step, now_ns);
     /* Who has to wait waits for twice as much as it takes to begin: waking up costs some of it, and a thread
      * that wakes with just too little would spend all that it may on waking. */
