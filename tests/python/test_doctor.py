@@ -77,7 +77,7 @@ def without_symbol(copy: Path, symbol: str) -> Path:
 
 
 async def test_the_stock_qemu_has_nothing_in_the_way() -> None:
-    code, findings, err = await doctor("--plugin", plugin_path())
+    code, findings, err = await doctor("--qemu", STOCK, "--plugin", plugin_path())
     assert (code, err) == (0, "")
     assert {each["verdict"] for each in findings.values()} == {"PASS"}
     assert findings["loads"]["what"] == "memshare 0.1.0 answers"
@@ -131,7 +131,7 @@ async def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_missing_plugin_is_told(tmp_path: Path) -> None:
-    code, findings, _ = await doctor("--plugin", tmp_path / "nothing.so")
+    code, findings, _ = await doctor("--qemu", STOCK, "--plugin", tmp_path / "nothing.so")
     assert code == 5
     assert findings["loads"]["verdict"] == "FAIL"
     assert "nothing.so" in findings["loads"]["what"]

@@ -13,7 +13,7 @@ from memshare.errors import MemshareError
 
 VERBS = {
     "status": "what each guest shares and saves",
-    "doctor": "whether a QEMU can run the plugin, and why not",
+    "doctor": "what is in the way of sharing on this host, and what to do about it",
     "attach": "let guests of libvirt share",
     "detach": "guests of libvirt share no more",
     "set": "change group, mode, rates or weight of attached guests",
