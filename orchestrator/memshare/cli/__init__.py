@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from memshare.errors import MemshareError
 
@@ -24,6 +25,7 @@ VERBS = {
     "fits": "whether one more guest is safe on this host",
     "daemon": "steer the guests and guard the host",
     "config": "check or show the configuration of the daemon",
+    "completion": "what makes a shell complete verbs and options",
 }
 
 
@@ -40,6 +42,15 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(f"memshare.cli.{cmd_name}").command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer verbs without importing them; options as any group does."""
+        verbs = [
+            CompletionItem(verb, help=what)
+            for verb, what in VERBS.items()
+            if verb.startswith(incomplete)
+        ]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
