@@ -152,9 +152,20 @@ static void listener_ready(MshSource *source, uint32_t epoll_events)
 
 int msh_control_init(MshControl *control, MshBroker *broker, MshError *error)
 {
+    int passed_fd, result;
+
     control->broker = broker;
     control->client_count = 0;
     TAILQ_INIT(&control->clients);
+    result = msh_listener_passed(SOCK_STREAM, &passed_fd, error);
+    if (result < 0)
+        return result;
+    if (passed_fd >= 0) {
+        result = msh_listener_adopt(&broker->loop, &control->listener, passed_fd, listener_ready,
+                                    error);
+        broker->options.control_path = control->listener.path;
+        return result;
+    }
     return msh_listener_open(&broker->loop, &control->listener, broker->options.control_path,
                              SOCK_STREAM, 0600, MSH_NO_GROUP, listener_ready, error);
 }

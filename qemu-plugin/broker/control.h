@@ -19,6 +19,8 @@ typedef struct MshControl {
     unsigned client_count;
 } MshControl;
 
+/* On the socket that the service manager has passed, or else on one of our own at control_path;
+ * control_path tells afterwards which it is. */
 int msh_control_init(MshControl *control, MshBroker *broker, MshError *error);
 void msh_control_fini(MshControl *control);
 

@@ -5,11 +5,13 @@
 #include "listener.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include "log.h"
@@ -102,6 +104,63 @@ fail:
         unlink(path);
     close(fd);
     return result;
+}
+
+int msh_listener_passed(int type, int *ret_fd, MshError *error)
+{
+    const int count = sd_listen_fds(1);
+    int result;
+
+    if (count < 0)
+        return msh_error_set(error, count, "LISTEN_FDS: %s", strerror(-count));
+    if (count == 0) {
+        *ret_fd = -1;
+        return 0;
+    }
+    if (count > 1)
+        return msh_error_set(error, -EINVAL,
+                             "the service manager passes %d sockets: one is expected, the control "
+                             "socket",
+                             count);
+    result = sd_is_socket_unix(SD_LISTEN_FDS_START, type, 1, NULL, 0);
+    if (result < 0)
+        return msh_error_set(error, result, "the socket that the service manager passes: %s",
+                             strerror(-result));
+    if (result == 0)
+        return msh_error_set(error, -EINVAL,
+                             "what the service manager passes is not a listening Unix socket of the "
+                             "control socket's type (ListenStream=)");
+    *ret_fd = SD_LISTEN_FDS_START;
+    return 0;
+}
+
+int msh_listener_adopt(MshLoop *loop, MshListener *listener, int fd,
+                       void (*ready)(MshSource *source, uint32_t epoll_events), MshError *error)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t address_bytes = sizeof(address) - 1; /* so that the path always ends in a NUL */
+    const int flags = fcntl(fd, F_GETFL);
+    int result = 0;
+
+    listener->source.fd = -1;
+    listener->reserve_fd = -1;
+    listener->inode = 0; /* no file's: nothing is removed */
+    /* A connection may be gone again when it is to be accepted. */
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &address_bytes) < 0)
+        result = msh_error_set(error, -errno, "the socket that was passed: %s", strerror(errno));
+    if (result == 0) {
+        memcpy(listener->path, address.sun_path, sizeof(listener->path));
+        result = msh_loop_watch(loop, &listener->source, fd, EPOLLIN, ready);
+        if (result < 0)
+            msh_error_set(error, result, "%s: epoll: %s", listener->path, strerror(-result));
+    }
+    if (result < 0) {
+        close(fd);
+        return result;
+    }
+    listener->reserve_fd = open_reserve();
+    return 0;
 }
 
 void msh_listener_close(MshLoop *loop, MshListener *listener)

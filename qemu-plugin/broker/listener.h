@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A listening Unix socket with a path: made, accepted from, removed.
+ * A listening Unix socket with a path: made, accepted from, removed; or passed in by the service
+ * manager, who goes on listening when we have ended.
  *
  * A socket left behind by a dead broker is replaced; one that somebody answers on is refused. On
- * closing, the path is removed only while it is still ours.
+ * closing, the path is removed only while it is still ours; that of a passed one never is.
  */
 #ifndef MSH_LISTENER_H
 #define MSH_LISTENER_H
@@ -31,6 +32,16 @@ typedef struct MshListener {
 int msh_listener_open(MshLoop *loop, MshListener *listener, const char *path, int type, mode_t mode,
                       gid_t owner_group, void (*ready)(MshSource *source, uint32_t epoll_events),
                       MshError *error);
+
+/* The only socket that the service manager has passed (sd_listen_fds): a listening Unix one of this
+ * type. 0 and *ret_fd, -1 where none was passed · -EINVAL more than one, or of another kind. Ours to
+ * close, or to give to msh_listener_adopt. */
+int msh_listener_passed(int type, int *ret_fd, MshError *error);
+
+/* Takes fd over, also when it fails. */
+int msh_listener_adopt(MshLoop *loop, MshListener *listener, int fd,
+                       void (*ready)(MshSource *source, uint32_t epoll_events), MshError *error);
+
 void msh_listener_close(MshLoop *loop, MshListener *listener);
 
 /* A new connection, non-blocking, or -errno (-EAGAIN: none). */
