@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""memshared started by the service manager: its control socket is passed in, and outlives it."""
+"""memshared as `packaging/systemd` has it run: its control socket is passed in, and outlives it; root's powers do not."""
 
 import contextlib
 import os
@@ -8,11 +8,22 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.lib.broker import Control, DisconnectedError, memshared_path, wait_until
+from tests.lib.broker import (
+    NOBODY,
+    Broker,
+    Control,
+    RemoteClient,
+    memshared_path,
+    page_of,
+    unified_cgroup,
+    wait_until,
+)
+from tests.lib.wire import ReplyOp
 
 
 @pytest.fixture
@@ -44,10 +55,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def start(directory: Path, *passed: socket.socket) -> subprocess.Popen[str]:
-    """Start the broker with sockets passed in."""
+@contextlib.contextmanager
+def started(directory: Path, *passed: socket.socket) -> Iterator[subprocess.Popen[str]]:
+    """The broker with sockets passed in; killed at the end, if it still runs."""
     descriptors = [each.fileno() for each in passed]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [
             *(sys.executable, "-c", PASS_ON, " ".join(map(str, descriptors))),
             *(memshared_path(), "--runtime-dir", directory),
@@ -55,7 +67,11 @@ def start(directory: Path, *passed: socket.socket) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         pass_fds=descriptors,
-    )
+    ) as broker:
+        try:
+            yield broker
+        finally:
+            broker.kill()
 
 
 def connect(path: Path) -> Control:
@@ -107,32 +123,28 @@ def test_the_first_who_asks_starts_it_and_the_manager_is_told(
 
 
 def test_the_next_one_answers_who_asked_between_two(directory: Path) -> None:
-    with listening(directory / "control.sock") as passed:
-        first = start(directory, passed)
-        with contextlib.closing(Control(directory / "control.sock")) as control:
+    path = directory / "control.sock"
+    with listening(path) as passed:
+        with started(directory, passed), contextlib.closing(Control(path)) as control:
             control.do("status")
             assert not os.get_blocking(passed.fileno()), "a connection may be gone again"
-            first.kill()
-            first.communicate()
-            with pytest.raises((DisconnectedError, OSError)):
-                control.do("status")
-        waiting = Control(directory / "control.sock")  # nobody is there
-        second = start(directory, passed)
-        assert waiting.do("status")["pid"] == second.pid
-        waiting.close()
-        second.terminate()
-        _, log = second.communicate(timeout=60)
-        assert (second.returncode, f"control={directory}/control.sock" in log) == (0, True)
+        with contextlib.closing(Control(path)) as waiting:  # nobody is there
+            with started(directory, passed) as second:
+                assert waiting.do("status")["pid"] == second.pid
+                second.terminate()
+                _, log = second.communicate(timeout=60)
+            assert (second.returncode, f"control={path}" in log) == (0, True)
 
 
 def test_a_group_does_not_take_the_passed_socket(directory: Path) -> None:
-    with listening(directory / "red.sock") as passed:
-        broker = start(directory, passed)
-        with contextlib.closing(Control(directory / "red.sock")) as control:
-            answer = control.ask("group-add", group="red")
-        broker.terminate()
-        broker.communicate(timeout=60)
-    assert answer["error"] == f"group red: {directory}/red.sock is the control socket"
+    path = directory / "red.sock"
+    with (
+        listening(path) as passed,
+        started(directory, passed),
+        contextlib.closing(Control(path)) as control,
+    ):
+        answer = control.ask("group-add", group="red")
+    assert answer["error"] == f"group red: {path} is the control socket"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +171,31 @@ def test_wrong_sockets_are_one_line(
 ) -> None:
     with contextlib.ExitStack() as stack:
         passed = [stack.enter_context(each) for each in make(directory)]
-        broker = start(directory, *passed)
+        broker = stack.enter_context(started(directory, *passed))
         _, log = broker.communicate(timeout=60)
     assert broker.returncode == 1
     assert log.splitlines()[-1].startswith(f"memshared: error: {error}")
+
+
+# Root without capabilities, a member of the sockets' group, and of /proc processes only.
+HARDENED = (
+    *("unshare", "--mount", "--propagation=private", "sh", "-euc"),
+    *('mount -t proc -o subset=pid none /proc; exec "$@"', "sh"),
+    *("setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--groups=kvm"),
+)
+
+
+def test_what_the_unit_takes_away_is_not_missed() -> None:
+    page, guest = page_of(1), str(uuid.UUID(int=1))
+    with (
+        unified_cgroup() as cgroup,
+        Broker("--socket-group", "kvm", "--socket-mode", "0666", launcher=HARDENED) as broker,
+    ):
+        control = broker.control()
+        control.do("group-add", group="red")
+        control.do("allow", uuid=guest, group="red", cgroup=f"/{cgroup.name}")
+        assert broker.socket_path("red").group() == "kvm"
+        with RemoteClient(broker.socket_path("red"), NOBODY, cgroup) as client:
+            client.call("hello")
+            assert client.call("share", page, 1).op == ReplyOp.NEW
+            assert client.call("share", page, 2).op == ReplyOp.MATCH

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -103,10 +103,17 @@ class Control:
 
 
 class Broker:
-    """A running memshared with a runtime directory of its own, in its sandbox."""
+    """A running memshared with a runtime directory of its own, in its sandbox.
+
+    launcher is a command that ends by executing what follows it.
+    """
 
     def __init__(
-        self, *options: str, directory: Path | None = None, user: int | None = None
+        self,
+        *options: str,
+        directory: Path | None = None,
+        user: int | None = None,
+        launcher: Sequence[str] = (),
     ) -> None:
         self._own_directory = directory is None
         if directory is None:
@@ -118,7 +125,10 @@ class Broker:
         self.directory = directory
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self.process = subprocess.Popen(
-            [memshared_path(), "--runtime-dir", directory, "--log-level", "debug", *options],
+            [
+                *(*launcher, memshared_path(), "--runtime-dir", directory),
+                *("--log-level", "debug", *options),
+            ],
             stderr=self._log,
             user=user,
             group=user,
