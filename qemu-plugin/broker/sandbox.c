@@ -8,6 +8,7 @@
 #include <cap-ng.h>
 #include <errno.h>
 #include <seccomp.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -90,10 +91,12 @@ static const int allowed_calls[] = {
 
 static int drop_capabilities(MshError *error)
 {
-    capng_clear(CAPNG_SELECT_BOTH);
     /* The bounding set needs a capability itself; without it NO_NEW_PRIVS is what keeps the set out
-     * of reach. */
-    if (capng_apply(CAPNG_SELECT_BOTH) < 0 && capng_apply(CAPNG_SELECT_CAPS) < 0)
+     * of reach. Asked, not tried: libcap-ng would complain in the log. */
+    const bool may_bound = capng_have_capability(CAPNG_EFFECTIVE, CAP_SETPCAP) == 1;
+
+    capng_clear(CAPNG_SELECT_BOTH);
+    if (capng_apply(may_bound ? CAPNG_SELECT_BOTH : CAPNG_SELECT_CAPS) < 0)
         return msh_error_set(error, -EPERM, "cannot drop capabilities");
     return 0;
 }
