@@ -39,9 +39,11 @@ def memshared_path() -> Path:
     return build_directory() / "qemu-plugin" / "broker" / "memshared"
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS
+) -> None:
     """Polls until the condition holds; fails the test, naming it, when it never does."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"never happened: {what}")
