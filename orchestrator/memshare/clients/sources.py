@@ -20,6 +20,7 @@ from memshare.model import Domain
 
 #: Sockets of a libvirt of this host: of the one daemon, and of the one for QEMU alone.
 LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
+LIBVIRT_URI = "qemu:///system"
 LOOK_SECONDS = 1.0
 
 
@@ -178,19 +179,22 @@ def _lender(monitor: Monitor) -> Callable[[], AbstractAsyncContextManager[Monito
 def default_uris() -> tuple[str, ...]:
     """Return this host's libvirt, if it listens and its Python binding is installed."""
     listens = any(path.exists() for path in LIBVIRT_SOCKETS)
-    return ("qemu:///system",) if listens and find_spec("libvirt") else ()
+    return (LIBVIRT_URI,) if listens and find_spec("libvirt") else ()
 
 
 def sources_of(config: Config) -> list[Source]:
     """Return where the configuration says that guests are; raises UsageError when that is nowhere."""
-    uris = default_uris() if config.connect is None else config.connect
+    uris = config.connect
+    if uris is None:
+        # Where there is nothing else it is waited for.
+        uris = default_uris() if config.qmp_dirs or not find_spec("libvirt") else (LIBVIRT_URI,)
     run = Path(config.libvirt_run_dir)
     sources: list[Source] = [Libvirt(uri, config.group, run) for uri in uris]
     sources += [SocketFolder(Path(folder)) for folder in config.qmp_dirs]
     if not sources:
         raise UsageError(
-            "no libvirt listens here and no folder of QMP sockets is named",
-            "set connect or qmp-dirs in the configuration",
+            "no libvirt and no folder of QMP sockets is named",
+            "set connect or qmp-dirs in the configuration; for libvirt its Python binding is needed",
         )
     return sources
 

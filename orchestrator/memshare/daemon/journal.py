@@ -16,14 +16,14 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 def set_up(*, json: bool, level: str = "info") -> None:
     """Set structlog up for the whole process."""
     processors: list[Any] = [structlog.processors.add_log_level]
+    keys = ["level", "event"]
     if json or "JOURNAL_STREAM" not in os.environ:
+        keys.insert(0, "timestamp")
         processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
     if json:
         processors.append(structlog.processors.JSONRenderer())
     else:
-        processors.append(
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
-        )
+        processors.append(structlog.processors.LogfmtRenderer(key_order=keys))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
