@@ -196,7 +196,9 @@ static void visit_present(MshScan *scan, MshRegion *region, uint32_t page, Manne
 static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t presence,
                        Manner manner, MshVisit *visit)
 {
-    visit->scanned_pages += presence != 0;
+    /* To note that a page was written costs next to nothing. Were it paid like a look, a guest that writes faster than
+     * it may be scanned would never be looked at a second time before it has written again. */
+    visit->scanned_pages += presence != 0 && (manner != NOTE_WRITTEN || msh_region_is_mapped(region, page));
     if (presence & MSH_PRESENT_HUGE)
         region->block[msh_region_block(region, page)].is_huge = true;
     if (msh_region_is_mapped(region, page)) {
