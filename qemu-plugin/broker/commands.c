@@ -161,6 +161,46 @@ static int command_status(MshBroker *broker, struct json_object *arguments,
 }
 
 /*
+ * Audit
+ */
+
+static int command_audit(MshBroker *broker, struct json_object *arguments,
+                         struct json_object *answer, MshError *error)
+{
+    const MshService *service = group_argument(broker, arguments, error);
+    struct json_object *texts;
+    const MshSession *session;
+    uint64_t members = 0;
+    MshGroupStats stats;
+    MshAudit audit = {0};
+
+    if (service == NULL)
+        return -EINVAL;
+    if (msh_group_audit(service->group, &audit) < 0)
+        return msh_error_set(error, -ENOMEM, "no memory for an audit");
+    TAILQ_FOREACH(session, &service->sessions, link)
+    {
+        members += session->member != NULL;
+        if ((session->member != NULL) != (session->state != MSH_SESSION_GREETING))
+            msh_audit_add(&audit, "session of pid %d is %s and %s a member", (int)session->peer.pid,
+                          msh_session_state_name(session), session->member != NULL ? "is" : "is not");
+    }
+    msh_group_stats(service->group, &stats);
+    msh_audit_compare(&audit, "sessions with a member", stats.members, members);
+    add_text(answer, "group", msh_group_name(service->group));
+    add_number(answer, "slots", audit.slots);
+    add_number(answer, "grants", audit.grants);
+    add_number(answer, "entries", audit.entries);
+    add_number(answer, "hashed_slots", audit.hashed);
+    add_number(answer, "problem_count", audit.problems);
+    texts = json_object_new_array();
+    for (uint64_t i = 0; i < audit.problems && i < MSH_AUDIT_TEXTS; i++)
+        json_object_array_add(texts, json_object_new_string(audit.texts[i]));
+    json_object_object_add(answer, "problems", texts);
+    return 0;
+}
+
+/*
  * Steering
  */
 
@@ -254,6 +294,7 @@ static const struct {
                MshError *error);
 } commands[] = {
     {"status", command_status},
+    {"audit", command_audit},
     {"allow", command_allow},
     {"forget", command_forget},
     {"group-add", command_group_add},
@@ -276,7 +317,7 @@ static int run_object(MshBroker *broker, struct json_object *arguments, struct j
             return commands[i].run(broker, arguments, answer, error);
     }
     return msh_error_set(error, -EINVAL,
-                         "unknown command; known are status, allow, forget, "
+                         "unknown command; known are status, audit, allow, forget, "
                          "group-add, group-remove and log-level");
 }
 

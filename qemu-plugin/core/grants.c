@@ -267,3 +267,66 @@ uint64_t msh_holder_cost_bytes(const MshHolder *holder)
     }
     return (uint64_t)(slots * MSH_PAGE_BYTES + 0.5);
 }
+
+/* What the holders have in one segment, against what each slot's count says. Returns the live slots. */
+static uint32_t audit_segment(const MshGrants *grants, uint32_t number, MshHolder *const *holders,
+                              uint32_t holder_count, MshAudit *audit)
+{
+    static const Segment none;
+    const Segment *segment = segment_of(grants, number);
+    uint32_t held_grants[MSH_SEGMENT_SLOTS] = {0}, live = 0;
+
+    if (!segment)
+        segment = &none;
+    for (uint32_t i = 0; i < holder_count; i++) {
+        const Held *held = held_in(holders[i], number);
+        uint64_t total = 0;
+        for (uint32_t position = 0; held && position < MSH_SEGMENT_SLOTS; position++) {
+            held_grants[position] += held->counts[position];
+            total += held->counts[position];
+        }
+        if (held)
+            msh_audit_compare(audit, "grants of a member in a segment", held->total, total);
+    }
+    for (uint32_t position = 0; position < MSH_SEGMENT_SLOTS; position++) {
+        uint32_t counted = segment->grants[position];
+        if (counted != held_grants[position])
+            msh_audit_add(audit, "slot %u of segment %u: %u grants counted, members hold %u",
+                          position, number, counted, held_grants[position]);
+        if (counted && position >= segment->filled)
+            msh_audit_add(audit, "slot %u of segment %u: has grants, was never filled", position,
+                          number);
+        live += counted > 0;
+        audit->grants += counted;
+    }
+    audit->slots += segment->filled;
+    msh_audit_compare(audit, "live slots of a segment", segment->live, live);
+    return live;
+}
+
+void msh_grants_audit(const MshGrants *grants, MshHolder *const *holders, uint32_t holder_count,
+                      MshAudit *audit)
+{
+    MshGrantsStats found = {0};
+    uint32_t numbers_end = grants->capacity;
+
+    for (uint32_t i = 0; i < holder_count; i++) {
+        uint64_t total = 0;
+        for (uint32_t number = 0; number < holders[i]->capacity; number++)
+            total += msh_holder_grants_in(holders[i], number);
+        msh_audit_compare(audit, "grants of a member", holders[i]->total, total);
+        if (holders[i]->capacity > numbers_end)
+            numbers_end = holders[i]->capacity;
+    }
+    uint64_t grants_before = audit->grants;
+    for (uint32_t number = 0; number < numbers_end; number++) {
+        uint32_t live = audit_segment(grants, number, holders, holder_count, audit);
+        found.segments += segment_of(grants, number) != NULL;
+        found.slots_live += live;
+        found.slots_dead += msh_grants_filled(grants, number) - live;
+    }
+    msh_audit_compare(audit, "segments", grants->stats.segments, found.segments);
+    msh_audit_compare(audit, "live slots", grants->stats.slots_live, found.slots_live);
+    msh_audit_compare(audit, "dead slots", grants->stats.slots_dead, found.slots_dead);
+    msh_audit_compare(audit, "grants", grants->stats.grants, audit->grants - grants_before);
+}

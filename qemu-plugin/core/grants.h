@@ -16,6 +16,7 @@
 
 #include <stdbool.h>
 
+#include "audit.h"
 #include "memshare/units.h"
 
 typedef struct MshGrants MshGrants; /* of a group */
@@ -64,5 +65,9 @@ uint32_t msh_holder_grants_in(const MshHolder *holder, uint32_t segment);
 /* The fair part: each live slot's page split among its grants, a segment's dead slots in proportion
  * to its live ones. O(slots). */
 uint64_t msh_holder_cost_bytes(const MshHolder *holder);
+
+/* Adds up anew what is counted here. holders: all there are. O(slots * holders). */
+void msh_grants_audit(const MshGrants *grants, MshHolder *const *holders, uint32_t holder_count,
+                      MshAudit *audit);
 
 #endif

@@ -300,3 +300,30 @@ void msh_table_expect(MshTable *table, uint64_t sightings)
 {
     table->expected = sightings;
 }
+
+uint64_t msh_table_slots(const MshTable *table)
+{
+    return table->slots;
+}
+
+void msh_table_audit(const MshTable *table,
+                     void (*visit)(void *opaque, uint64_t hash, MshSlot slot), void *opaque,
+                     MshAudit *audit)
+{
+    uint64_t used = 0, slots = 0, lost = 0;
+
+    for (uint64_t index = 0; index < capacity(table); index++) {
+        const Entry *entry = &table->entries[index];
+        if (entry->hash == 0)
+            continue;
+        used++;
+        slots += entry->is_slot;
+        lost += probe(table, entry->hash) != index; /* cut off, or there twice */
+        if (entry->is_slot)
+            visit(opaque, entry->hash, (MshSlot){entry->number});
+    }
+    audit->entries += used;
+    msh_audit_compare(audit, "entries of the table", table->used, used);
+    msh_audit_compare(audit, "slots in the table", table->slots, slots);
+    msh_audit_compare(audit, "entries of the table that no look-up finds", 0, lost);
+}

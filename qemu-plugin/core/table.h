@@ -16,6 +16,7 @@
 #ifndef MSH_TABLE_H
 #define MSH_TABLE_H
 
+#include "audit.h"
 #include "memshare/units.h"
 
 typedef struct MshTable MshTable;
@@ -67,5 +68,13 @@ uint64_t msh_table_bytes(const MshTable *table);
 void msh_table_expect(MshTable *table, uint64_t sightings);
 /* Sightings dropped by age, ever: who made them may make them again. */
 uint64_t msh_table_aged(const MshTable *table);
+
+/* Counts anew, and looks whether each entry can be found. visit is called for each slot in it. Walks the whole
+ * table. */
+void msh_table_audit(const MshTable *table,
+                     void (*visit)(void *opaque, uint64_t hash, MshSlot slot), void *opaque,
+                     MshAudit *audit);
+/* How many of the entries are slots. */
+uint64_t msh_table_slots(const MshTable *table);
 
 #endif

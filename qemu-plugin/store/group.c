@@ -18,41 +18,9 @@
 
 #include "codec.h"
 #include "fingerprint.h"
-#include "grants.h"
-#include "shelf.h"
-#include "table.h"
+#include "state.h"
 
 enum { MEMBER_IDS = 1 << 16 };
-
-struct MshGroup {
-    char name[MSH_NAME_BYTES];
-    uint8_t secret[MSH_SECRET_BYTES];
-    MshGroupLimits limits;
-    MshGroupEvents events;
-    MshTable *table;
-    MshGrants *grants;
-
-    MshShelf *shelf;
-
-    MshMember **members; /* by id */
-    uint32_t ids_end;    /* no member has or had an id from here on */
-    uint16_t next_id;
-
-    uint64_t frames; /* of all members */
-    MshGroupStats stats; /* the counters; msh_group_stats adds the gauges */
-};
-
-struct MshMember {
-    MshGroup *group;
-    uint16_t id;
-    void *opaque;
-    MshHolder *holder;
-    uint32_t hints_lost;
-    uint64_t frames; /* it has sighted no frame from here on */
-    bool is_closed;
-    bool *shown; /* by segment number */
-    uint32_t shown_count;
-};
 
 /*
  * Life cycle

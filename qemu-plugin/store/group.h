@@ -23,6 +23,7 @@
 #ifndef MSH_GROUP_H
 #define MSH_GROUP_H
 
+#include "audit.h"
 #include "memshare/error.h"
 #include "memshare/protocol.h"
 #include "memshare/units.h"
@@ -73,6 +74,11 @@ MshGroup *msh_group_free(MshGroup *group); /* members must have left */
 const char *msh_group_name(const MshGroup *group);
 const uint8_t *msh_group_secret(const MshGroup *group); /* MSH_SECRET_BYTES */
 void msh_group_stats(const MshGroup *group, MshGroupStats *ret_stats);
+/* Adds up anew all that is counted, and compares; looks whether what the table names is there, and whether slots
+ * still have the bytes of their hash: all of them up to 64 MiB, of more a sample, another one each
+ * time. Changes nothing. O(slots * members + entries), as msh_group_join and all members' costs.
+ * -ENOMEM. */
+int msh_group_audit(const MshGroup *group, MshAudit *audit);
 
 /* opaque is the owner's, for msh_member_opaque. */
 int msh_group_join(MshGroup *group, void *opaque, MshMember **ret_member);

@@ -167,6 +167,16 @@ uint32_t msh_segment_used_slots(const MshSegment *segment)
     return segment->used_slots;
 }
 
+int msh_segment_read(const MshSegment *segment, uint32_t position, void *ret_page)
+{
+    if (position >= segment->used_slots)
+        return -EINVAL;
+    ssize_t got = pread(segment->fd, ret_page, MSH_PAGE_BYTES, (off_t)msh_pages_to_bytes(position));
+    if (got < 0)
+        return -errno;
+    return got == MSH_PAGE_BYTES ? 0 : -EIO;
+}
+
 int msh_segment_open_readonly(const MshSegment *segment)
 {
     char path[64];

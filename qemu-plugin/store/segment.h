@@ -35,6 +35,9 @@ int msh_segment_commit(MshSegment *segment);
 uint32_t msh_segment_id(const MshSegment *segment);
 uint32_t msh_segment_used_slots(const MshSegment *segment);
 
+/* Reads a slot's bytes. -EINVAL was never filled · -EIO and others */
+int msh_segment_read(const MshSegment *segment, uint32_t position, void *ret_page);
+
 /* A new read-only descriptor (O_RDONLY, close-on-exec) for another process, or -errno. */
 int msh_segment_open_readonly(const MshSegment *segment);
 

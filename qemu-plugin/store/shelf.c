@@ -219,6 +219,14 @@ void msh_shelf_swept(MshShelf *shelf)
     shelf->unswept_slots = 0;
 }
 
+int msh_shelf_read(const MshShelf *shelf, MshSlot slot, void *ret_page)
+{
+    uint32_t segment = msh_slot_segment(slot);
+    if (!msh_shelf_keeps(shelf, segment))
+        return -ENOENT;
+    return msh_segment_read(shelf->places[segment].segment, msh_slot_position(slot), ret_page);
+}
+
 int msh_shelf_open(const MshShelf *shelf, uint32_t segment)
 {
     if (!msh_shelf_keeps(shelf, segment))
@@ -240,4 +248,24 @@ void msh_shelf_forgotten(MshShelf *shelf, uint32_t segment)
 uint32_t msh_shelf_knowers(const MshShelf *shelf, uint32_t segment)
 {
     return shelf->places[segment].shown;
+}
+
+void msh_shelf_audit(const MshShelf *shelf, MshAudit *audit)
+{
+    MshGrantsStats grants;
+    uint64_t kept = 0, unswept = 0;
+
+    for (uint32_t i = 0; i < shelf->count; i++) {
+        const MshSegment *segment = shelf->places[i].segment;
+        unswept += shelf->places[i].unswept;
+        if (!segment)
+            continue;
+        kept++;
+        msh_audit_compare(audit, "filled slots of a segment", msh_grants_filled(shelf->grants, i),
+                          msh_segment_used_slots(segment));
+    }
+    msh_grants_stats(shelf->grants, &grants);
+    msh_audit_compare(audit, "segments of the store", grants.segments, kept);
+    msh_audit_compare(audit, "segments that the table may still name", shelf->unswept_segments,
+                      unswept);
 }

@@ -56,11 +56,16 @@ void msh_shelf_retire(MshShelf *shelf, uint32_t segment);
 bool msh_shelf_wants_sweep(const MshShelf *shelf, uint64_t table_entries);
 void msh_shelf_swept(MshShelf *shelf);
 
+/* Reads a slot's bytes. -ENOENT not kept · -EINVAL was never filled · -EIO and others */
+int msh_shelf_read(const MshShelf *shelf, MshSlot slot, void *ret_page);
 /* A new read-only descriptor. -ENOENT not kept */
 int msh_shelf_open(const MshShelf *shelf, uint32_t segment);
 /* One more, or one less, member knows the number. */
 void msh_shelf_shown(MshShelf *shelf, uint32_t segment);
 void msh_shelf_forgotten(MshShelf *shelf, uint32_t segment);
 uint32_t msh_shelf_knowers(const MshShelf *shelf, uint32_t segment);
+
+/* Whether it is in step with the grants. */
+void msh_shelf_audit(const MshShelf *shelf, MshAudit *audit);
 
 #endif

@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from tests.lib.broker import Broker, Client, Control, page_of, wait_until
@@ -55,6 +56,8 @@ def test_status_has_everything(broker: Broker, control: Control) -> None:
         (b'{"command":"group-add","group":"control"}', "is the control socket"),
         (b'{"command":"group-remove","group":"other"}', "no group other"),
         (b'{"command":"group-remove","group":"default","force":1}', '"force" must be'),
+        (b'{"command":"audit"}', '"group" must be a string'),
+        (b'{"command":"audit","group":"other"}', "no group other"),
         (b'{"command":"forget","uuid":"1"}', "uuid must be"),
         (b'{"command":"forget","uuid":"' + UUID.encode() + b'"}', "was announced"),
         (b'{"command":"log-level","level":"loud"}', '"level" must be'),
@@ -155,7 +158,54 @@ def test_status_while_busy(broker: Broker, control: Control) -> None:
         thread.start()
         try:
             wait_until(lambda: control.group()["sightings"] > 20_000, "20,000 sightings")
+            audit = control.do("audit", group="default")
         finally:
             stop.set()
             thread.join()
         assert control.group()["sessions"][0]["guest"] == "busy"
+        assert audit["problems"] == []
+
+
+@pytest.mark.full_hash
+def test_audit_of_guests_that_share_and_of_those_that_left(
+    broker: Broker, control: Control
+) -> None:
+    with Client(broker.socket_path()).hello("a") as client:
+        with Client(broker.socket_path()).hello("b") as other:
+            for number in range(10):
+                client.share(page_of(number), 1 + number)
+                other.share(page_of(number), 1 + number)
+            assert control.do("audit", group="default") == {
+                "ok": True,
+                "group": "default",
+                "slots": 10,
+                "grants": 20,
+                "entries": 10,
+                "hashed_slots": 10,
+                "problem_count": 0,
+                "problems": [],
+            }
+        assert control.do("audit", group="default")["problems"] == []
+
+
+def test_audit_finds_a_slot_whose_bytes_have_changed(broker: Broker, control: Control) -> None:
+    """What the kernel keeps everybody from doing, root does in the broker's own memory."""
+    with Client(broker.socket_path()).hello() as client:
+        client.share(page_of(1), 1)
+        slot = client.share(page_of(1), 2).slot
+        number = next(
+            n for n in range(2, 100) if client.hash(page_of(n)) != client.hash(page_of(1))
+        )
+        (begin,) = (
+            int(line.split("-")[0], 16)
+            for line in Path(f"/proc/{broker.process.pid}/maps").read_text().splitlines()
+            if "memfd:memshare-default-0" in line and " rw-s " in line
+        )
+        with Path(f"/proc/{broker.process.pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(begin + slot * 4096)
+            memory.write(page_of(number))
+        audit = control.do("audit", group="default")
+    assert (audit["problem_count"], audit["problems"]) == (
+        1,
+        [f"slot {slot} of segment 0: its bytes are not those that were shared"],
+    )

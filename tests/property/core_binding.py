@@ -19,6 +19,11 @@ ffi.cdef("""
     typedef struct { uint32_t number; } MshSlot;
     typedef struct { char text[256]; } MshError;
 
+    typedef struct {
+        uint64_t slots, grants, entries, hashed, problems;
+        char texts[16][192];
+    } MshAudit;
+
     typedef struct MshTable MshTable;
     typedef struct { uint16_t member; MshFrame frame; } MshSighter;
     typedef struct { MshSighter first; MshSlot slot; } MshFound;
@@ -72,6 +77,7 @@ ffi.cdef("""
     MshGroup *msh_group_free(MshGroup *);
     const uint8_t *msh_group_secret(const MshGroup *);
     void msh_group_stats(const MshGroup *, MshGroupStats *);
+    int msh_group_audit(const MshGroup *, MshAudit *);
     int msh_group_join(MshGroup *, void *opaque, MshMember **);
     MshMember *msh_group_leave(MshMember *);
     int msh_group_sight(MshMember *, uint64_t hash, MshFrame, MshSlot *);

@@ -339,6 +339,14 @@ class Group(RuleBasedStateMachine):
             costs += lib.msh_member_cost_bytes(member.handle)
         assert abs(costs - stats.store_bytes) <= len(self.members)
 
+    @rule()
+    def audit(self) -> None:
+        audit = ffi.new("MshAudit *")
+        assert lib.msh_group_audit(self.group, audit) == 0
+        assert audit.problems == 0, ffi.string(audit.texts[0])
+        assert audit.slots == len(self.contents)
+        assert audit.grants == sum(m.held.total() for m in self.members)
+
 
 TestGroup = Group.TestCase
 TestGroup.settings = settings(settings(), max_examples=150, stateful_step_count=60)
