@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from memshare import paths
 from memshare.errors import UsageError
 from memshare.policy import Config as PolicyConfig
 
-PATH = Path("/etc/memshare/memshare.toml")
+PATH = paths.CONFIG
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -55,7 +56,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     connect: tuple[str, ...] | None = None
     qmp_dirs: tuple[str, ...] = ()
-    broker: str = "/run/memshare/control.sock"
+    broker: str = str(paths.CONTROL_SOCKET)
     group: str = "default"
     libvirt_run_dir: str = "/run/libvirt/qemu"
     cgroup: str = ""

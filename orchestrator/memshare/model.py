@@ -98,7 +98,7 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
     """One guest that runs: who it is, what its owner wants, its figures when it runs memshare.
 
     source is the folder of its QMP socket or the URI of its libvirt. A guest on a bare socket has no
-    uuid and no option; for one of libvirt `group` is where it belongs, which is in force only if its stats
+    option, and a uuid only if its QEMU was given one; for one of libvirt `group` is where it belongs, which is in force only if its stats
     say the same. `stats` is None for a guest without the plugin and for one that did not answer;
     `problem` says which.
     """
@@ -154,3 +154,19 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     protocol: int
     pid: int
     groups: list[Group]
+
+
+class GroupAudit(msgspec.Struct, frozen=True, kw_only=True):
+    """The broker's answer to `audit`: how much it looked at, and what is not as it was counted.
+
+    problems has the first of problem_count in words. hashed_slots were compared with the hash of what was
+    shared.
+    """
+
+    group: str
+    slots: int
+    grants: int
+    entries: int
+    hashed_slots: int
+    problem_count: int
+    problems: list[str]

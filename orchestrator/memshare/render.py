@@ -9,7 +9,10 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SCHEMA = 1
 
@@ -33,6 +36,8 @@ class Unit(StrEnum):
     BYTES = "bytes"
     PAGES = "pages"
     NANOSECONDS = "nanoseconds"
+    PER_SECOND = "per second"
+    RATIO = "ratio"
 
 
 class Column(NamedTuple):
@@ -69,6 +74,10 @@ def human(value: Value, unit: Unit) -> str:
         return human_bytes(int(value) * 4096)
     if unit is Unit.NANOSECONDS:
         return f"{value / 1e9:.2f} s"
+    if unit is Unit.PER_SECOND:
+        return f"{value:.0f}" if abs(value) >= 9.95 or value == 0 else f"{value:.1f}"
+    if unit is Unit.RATIO:
+        return f"{value:.1%}"
     return str(value)
 
 
@@ -84,28 +93,41 @@ def render(
     name is the key of the list in JSON, for instance `domains`.
     """
     if form is Format.JSON:
-        json.dump({"schema": SCHEMA, name: [dict(record) for record in records]}, file, indent=2)
-        file.write("\n")
+        render_json({name: [dict(record) for record in records]}, file)
     elif form is Format.CSV:
         keys = list(dict.fromkeys(key for record in records for key in record))
-        writer = csv.DictWriter(file, keys or [column.key for column in columns], restval="")
-        writer.writeheader()
-        writer.writerows(
-            {
-                key: human(value, Unit.COUNT) if isinstance(value, list) else value
-                for key, value in record.items()
-            }
-            for record in records
-        )
+        render_csv(keys or [column.key for column in columns], records, file)
     else:
         render_table(columns, records, file)
 
 
-def render_table(columns: Sequence[Column], records: Sequence[Record], file: TextIO) -> None:
-    """Print a table as wide as its contents, so that lines never wrap when piped."""
+def render_json(document: Mapping[str, object], file: TextIO, *, is_one_line: bool = False) -> None:
+    """Print one JSON object of the current schema."""
+    json.dump({"schema": SCHEMA, **document}, file, indent=None if is_one_line else 2)
+    file.write("\n")
+
+
+def render_csv(
+    keys: Sequence[str], records: Sequence[Record], file: TextIO, *, has_heading: bool = True
+) -> None:
+    """Print records as CSV, with a heading or as its continuation."""
+    writer = csv.DictWriter(file, keys, restval="")
+    if has_heading:
+        writer.writeheader()
+    writer.writerows(
+        {
+            key: human(value, Unit.COUNT) if isinstance(value, list) else value
+            for key, value in record.items()
+        }
+        for record in records
+    )
+
+
+def table_of(columns: Sequence[Column], records: Sequence[Record]) -> "Table":
+    """Return a table; names and reasons in it are data: no markup, no emoji."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
@@ -113,8 +135,13 @@ def render_table(columns: Sequence[Column], records: Sequence[Record], file: Tex
             column.title, justify="left" if column.unit is Unit.TEXT else "right", no_wrap=True
         )
     for record in records:
-        table.add_row(*(human(record.get(column.key), column.unit) for column in columns))
-    # Names and reasons are data: no markup, no emoji.
+        table.add_row(*(Text(human(record.get(column.key), column.unit)) for column in columns))
+    return table
+
+
+def render_table(columns: Sequence[Column], records: Sequence[Record], file: TextIO) -> None:
+    """Print a table as wide as its contents, so that lines never wrap when piped."""
+    from rich.console import Console
+
     width = None if file.isatty() else 1000
-    console = Console(file=file, width=width, markup=False, emoji=False)
-    console.print(table)
+    Console(file=file, width=width, markup=False, emoji=False).print(table_of(columns, records))

@@ -227,6 +227,12 @@ async def test_I5_guests_of_one_uid_share_inside_their_tenant_only(host: Host) -
         stores = {name: stores_of(pid) for name, pid in pids.items()}
         assert stores["a1"] & stores["a2"]
         assert not stores["b1"] & (stores["a1"] | stores["a2"])
+    where = ("--broker", str(host.control), "-o", "json")
+    audit = json.loads(await host.do("audit", *where))
+    assert audit["problem_count"] == 0
+    assert "tenant-a" in {group["group"] for group in audit["groups"] if group["grants"]}
+    guest = json.loads(await host.do("show", "a1", *where))["guest"]
+    assert (guest["broker_pid"], guest["wanted_group"]) == (pids["a1"], "tenant-a")
 
 
 async def test_I5_a_guest_at_another_tenants_socket_is_refused_and_logged(host: Host) -> None:

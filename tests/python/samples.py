@@ -134,3 +134,20 @@ def view(seconds: float = 100.0, **changes: Any) -> View:
         actions={"SetRate": count},
     )
     return msgspec.structs.replace(told, **changes)
+
+
+def group(**changes: Any) -> dict[str, Any]:
+    """What the broker tells of a group in `status`."""
+    answer: dict[str, Any] = {"name": "demo", "socket": "/run/memshare/demo.sock", "sessions": []}
+    for name in (
+        "members segments store_bytes slots_live slots_dead grants table_entries table_bytes sightings "
+        "provides rejected_provides matches releases bad_releases refused_full"
+    ).split():
+        answer[name] = 0
+    return answer | changes
+
+
+def session(**changes: Any) -> dict[str, Any]:
+    """What the broker tells of a session."""
+    answer = {"guest": "web1", "state": "active", "pid": 9, "uid": 0, "grants": 0, "cost_bytes": 0}
+    return answer | changes

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from tests.lib.broker import build_directory
 
-from memshare.bench import churn, first_pass, idle, limited, metadata, passes, plot, rig
+from memshare.bench import churn, first_pass, idle, limited, metadata, passes, plot, rig, status
 from memshare.bench.cost import Cost
 from memshare.bench.workers import Worker
 from memshare.errors import MeasurementError, MemshareError, UsageError
@@ -257,3 +257,21 @@ def test_same_files_give_the_same_picture(tmp_path: Path) -> None:
         plot.draw(panels, file)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert b"dead, of the store" in files[0].read_bytes()
+
+
+def test_the_bar_of_status_is_for_fifty_guests_and_their_median() -> None:
+    result = status.Result(
+        guests=50,
+        median_ms=250.0,
+        fastest_ms=1.0,
+        slowest_ms=900.0,
+        python_ms=1.0,
+        runs_ms=[],
+        kernel="",
+        cpu_model="",
+        load_before=0.0,
+    )
+    assert status.misses(result) == []
+    late = replace(result, median_ms=251.0)
+    assert status.misses(late) == ["50 guests: 251 ms, bar 250 ms"]
+    assert status.misses(replace(late, guests=49)) == []

@@ -53,7 +53,7 @@ async def test_detaching_what_is_not_attached_changes_nothing() -> None:
 
 
 async def test_a_guest_without_qemu_is_listed_with_the_reason() -> None:
-    code, out, _ = await memshare("status", *DRIVER, "-o", "csv")
+    code, out, _ = await memshare("list", *DRIVER, "-o", "csv")
     assert code == 0
     (row,) = csv.DictReader(io.StringIO(out))
     assert (row["domain"], row["source"]) == ("test", "test:///default")

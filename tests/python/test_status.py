@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`memshare status` against fake monitors."""
+"""`memshare status` against fake monitors and a fake broker; monitors themselves."""
 
 import asyncio
 import csv
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from fakes.fake_broker import broker_status, fake_broker
 from fakes.fake_qmp import fake_qmp
 from memshare.clients.monitor import NotSharingError
 from memshare.clients.qmp import open_monitor
 from memshare.errors import MemshareError, UnreachableError
-from samples import stats
+from samples import group, stats
 
 SHARING = {"memshare0": {"stats": stats(ram_bytes=1 << 28, shared_pages=5), "modes": ["off"]}}
 
@@ -39,52 +40,66 @@ def stale_socket(path: Path) -> None:
         dead.bind(str(path))
 
 
-async def test_json_lists_sharing_plain_and_dead_guests(tmp_path: Path) -> None:
+async def test_json_has_the_host_its_guests_and_no_broker(tmp_path: Path) -> None:
     stale_socket(tmp_path / "dead.qmp")
     (tmp_path / "notes.txt").write_text("not a socket")
+    where = ("--qmp-dir", str(tmp_path), "--broker", str(tmp_path / "none"))
     async with (
         fake_qmp(tmp_path / "a.qmp", "web1", SHARING),
         fake_qmp(tmp_path / "b.qmp", "", {}),
     ):
-        code, out, err = await memshare("status", "--qmp-dir", str(tmp_path), "-o", "json")
+        code, out, err = await memshare("status", *where, "-o", "json")
+        _, listed, _ = await memshare("list", *where[:2], "-o", "json")
     assert (code, err) == (0, "")
     answer = json.loads(out)
     assert answer["schema"] == 1
-    plain, dead, web1 = answer["domains"]
-    assert (web1["domain"], web1["state"]) == ("web1", "running")
-    assert (web1["ram_bytes"], web1["shared_pages"]) == (1 << 28, 5)
-    assert len(web1["window_time_ns"]) == 24
-    assert (plain["domain"], plain["state"]) == ("b", "not-sharing")
-    assert plain["ram_bytes"] is None
-    assert (dead["domain"], dead["state"]) == ("dead", "unreachable")
-    assert "connection refused" in dead["reason"]
-    assert plain.keys() == dead.keys() == web1.keys()
+    assert answer["domains"] == json.loads(listed)["domains"]
+    assert answer["guests"] == {
+        "count": 3,
+        "states": {"running": 1, "not-sharing": 1, "unreachable": 1},
+    }
+    assert answer["broker"]["version"] is None
+    assert "no such file" in answer["broker"]["problem"]
+    assert answer["host"]["total_bytes"] > answer["host"]["available_bytes"] > 0
+    assert answer["totals"]["ram_bytes"] == 1 << 28
+    assert [(g["name"], g["guests"], g["store_bytes"]) for g in answer["groups"]] == [
+        ("demo", 1, None)
+    ]
 
 
-async def test_csv_and_table(tmp_path: Path) -> None:
-    async with fake_qmp(tmp_path / "a.qmp", "web1", SHARING):
-        code, out, _ = await memshare("status", "--qmp-dir", str(tmp_path), "-o", "csv")
-        assert code == 0
-        assert next(csv.DictReader(io.StringIO(out)))["ram_bytes"] == str(1 << 28)
-        code, out, _ = await memshare("status", "--qmp-dir", str(tmp_path))
-        assert code == 0
-        assert "DOMAIN" in out
-        assert "256 MiB" in out
-
-
-async def test_refusal_is_shown(tmp_path: Path) -> None:
-    objects = {"memshare0": {"stats": stats(state="refused", refusal="locked memory")}}
-    async with fake_qmp(tmp_path / "a.qmp", "web1", objects):
-        _, out, _ = await memshare("status", "--qmp-dir", str(tmp_path))
-    assert "refused" in out
-    assert "locked memory" in out
+async def test_table_has_a_line_for_each_subject(tmp_path: Path) -> None:
+    saving = {"memshare0": {"stats": stats(saved_zero_bytes=3 << 20, overhead_bytes=1 << 20)}}
+    async with (
+        fake_qmp(tmp_path / "a.qmp", "web1", saving),
+        fake_broker(
+            tmp_path / "control.sock",
+            {"status": broker_status(group(store_bytes=5 << 20, slots_dead=256))},
+        ) as socket,
+    ):
+        (tmp_path / "guests").mkdir()
+        (tmp_path / "guests/a.qmp").symlink_to(tmp_path / "a.qmp")
+        where = ("--qmp-dir", str(tmp_path / "guests"), "--broker", str(socket))
+        code, out, err = await memshare("status", *where)
+        _, row, _ = await memshare("status", *where, "-o", "csv")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == [
+        *("memory", "broker", "guests", "saved", "group")
+    ]
+    assert f"memshared 9, pid 7, {socket}" in out
+    assert "guests   1: 1 running" in out
+    assert "2.0 MiB of 0 B: 3.0 MiB zero, 0 B content, less 1.0 MiB of cost" in out
+    assert "demo: 1 guest, saves 2.0 MiB; store 5.0 MiB, 1.0 MiB of it dead" in out
+    (record,) = csv.DictReader(io.StringIO(row))
+    assert (record["saved_bytes"], record["guests"], record["broker_version"]) == (
+        *(str(2 << 20), "1", "9"),
+    )
 
 
 async def test_no_guest_answers_is_exit_code_3(tmp_path: Path) -> None:
     stale_socket(tmp_path / "dead.qmp")
     code, out, err = await memshare("status", "--qmp-dir", str(tmp_path))
     assert code == 3
-    assert "unreachable" in out
+    assert "1 unreachable" in out
     assert err.splitlines()[0] == f"error: {tmp_path}: no guest answers"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from memshare.config import PATH
+from memshare import paths
 from memshare.render import Format
 
 output = click.option(
@@ -20,12 +20,21 @@ output = click.option(
     help="What to print.",
 )
 
+broker = click.option(
+    "--broker",
+    type=click.Path(path_type=Path),
+    envvar="MEMSHARE_BROKER",
+    default=paths.CONTROL_SOCKET,
+    show_default=True,
+    help="Control socket of memshared.",
+)
+
 config = click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path),
     envvar="MEMSHARE_CONFIG",
-    default=PATH,
+    default=paths.CONFIG,
     show_default=True,
     help="The daemon's configuration; conf.d/*.toml beside it is read too.",
 )

@@ -1,125 +1,207 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`memshare status`: what each guest of this host shares and saves."""
+"""`memshare status`: the host at a glance."""
 
 import asyncio
 import sys
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
 import msgspec
 
-from memshare.cli import options
-from memshare.clients.qmp import read_domains
-from memshare.errors import UnreachableError
-from memshare.model import Domain
-from memshare.render import Column, Format, Record, Unit, Value, render
+from memshare.cli import guests, options
+from memshare.clients import procfs
+from memshare.clients.broker import read_broker
+from memshare.clients.fleet import Sources, read_fleet
+from memshare.errors import MemshareError
+from memshare.model import Broker, Domain
+from memshare.render import Format, Record, human_bytes, render_csv, render_json
 
-QMP_DIR = Path("/run/memshare/qmp")
-
-COLUMNS = (
-    Column("domain", "DOMAIN"),
-    Column("state", "STATE"),
-    Column("group", "GROUP"),
-    Column("mode", "MODE"),
-    Column("ram_bytes", "RAM", Unit.BYTES),
-    Column("shared_pages", "SHARED", Unit.PAGES),
-    Column("broken_pages", "BROKEN", Unit.PAGES),
-    Column("saved_zero_bytes", "SAVED ZERO", Unit.BYTES),
-    Column("saved_content_bytes", "SAVED CONTENT", Unit.BYTES),
-    Column("overhead_bytes", "OVERHEAD", Unit.BYTES),
-    Column("scan_cpu_ns", "SCAN CPU", Unit.NANOSECONDS),
-    Column("reason", "REASON"),
-)
+PAGE_BYTES = 4096
 
 
-#: Sockets of a libvirt of this host: of the one daemon, and of the one for QEMU alone.
-LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over guests that run memshare. saved_bytes is net: zero and content less overhead."""
+
+    ram_bytes: int
+    saved_zero_bytes: int
+    saved_content_bytes: int
+    overhead_bytes: int
+    saved_bytes: int
+    scan_cpu_ns: int
 
 
-def default_uris() -> tuple[str, ...]:
-    """Return this host's libvirt, if it listens and its Python binding is installed."""
-    listens = any(path.exists() for path in LIBVIRT_SOCKETS)
-    return ("qemu:///system",) if listens and find_spec("libvirt") else ()
+class GroupGlance(msgspec.Struct, frozen=True, kw_only=True):
+    """A group: what its guests save, and its store, which is None where this broker does not serve it."""
+
+    name: str
+    guests: int
+    totals: Totals
+    store_bytes: int | None = None
+    dead_bytes: int | None = None
 
 
-async def read_hypervisor(uri: str) -> list[Domain]:
-    """Return the guests of one libvirt."""
-    from memshare.clients.libvirt import open_hypervisor
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory of this host."""
 
-    async with open_hypervisor(uri) as hypervisor:
-        return await hypervisor.domains(host_group="default")
-
-
-async def read_all(qmp_dir: Path | None, uris: Sequence[str]) -> list[Domain]:
-    """Return the guests of all sources, in order of names."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(read_hypervisor(uri)) for uri in uris]
-        if qmp_dir is not None:
-            tasks.append(group.create_task(read_domains(qmp_dir)))
-    found = [domain for task in tasks for domain in task.result()]
-    return sorted(found, key=lambda domain: domain.name)
+    total_bytes: int
+    available_bytes: int
+    swap_used_bytes: int
 
 
-def record(domain: Domain) -> Record:
-    """One line of output. Every record has the same keys; what is not known is null."""
-    row: dict[str, Value] = {"domain": domain.name, "source": domain.source}
-    if domain.stats is None:
-        row["state"] = "not-sharing" if domain.answered else "unreachable"
-    else:
-        row.update(msgspec.to_builtins(domain.stats))
-        row["saved_bytes"] = domain.stats.saved_bytes
-    row["reason"] = domain.problem or (domain.stats.refusal if domain.stats else "")
-    return row
+class Glance(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is shown. problem is why there is no broker."""
+
+    host: Host
+    socket: Path
+    broker: Broker | None
+    problem: str
+    domains: Sequence[Domain]
+
+    def states(self) -> dict[str, int]:
+        """How many guests are in each state, most first."""
+        return dict(Counter(guests.state_of(domain) for domain in self.domains).most_common())
+
+    def totals(self) -> Totals:
+        """Return sums over all guests."""
+        return sums(self.domains)
+
+    def groups(self) -> list[GroupGlance]:
+        """Return each group that the broker serves or a guest is in."""
+        served = {group.name: group for group in self.broker.groups} if self.broker else {}
+        members: dict[str, list[Domain]] = {name: [] for name in served}
+        for domain in self.domains:
+            if domain.stats is not None:
+                members.setdefault(domain.stats.group, []).append(domain)
+        return [
+            GroupGlance(
+                name=name,
+                guests=len(members[name]),
+                totals=sums(members[name]),
+                store_bytes=served[name].store_bytes if name in served else None,
+                dead_bytes=served[name].slots_dead * PAGE_BYTES if name in served else None,
+            )
+            for name in sorted(members)
+        ]
 
 
-def with_equal_keys(rows: Sequence[Record]) -> list[Record]:
-    """Fill in null for keys that only some rows have."""
-    keys = dict.fromkeys(
-        [*(column.key for column in COLUMNS), *(key for row in rows for key in row)]
+def sums(domains: Iterable[Domain]) -> Totals:
+    """Return sums over those of the guests that run memshare."""
+    stats = [domain.stats for domain in domains if domain.stats is not None]
+    return Totals(
+        **{name: sum(getattr(each, name) for each in stats) for name in Totals.__struct_fields__}
     )
-    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def read_host() -> Host:
+    """Return this host's memory as it is now."""
+    memory = procfs.meminfo()
+    return Host(
+        total_bytes=memory["MemTotal"],
+        available_bytes=memory["MemAvailable"],
+        swap_used_bytes=memory.get("SwapTotal", 0) - memory.get("SwapFree", 0),
+    )
+
+
+async def look(sources: Sources, socket: Path) -> Glance:
+    """Ask everybody at once. A broker that does not answer is a fact like others."""
+
+    async def ask_broker() -> tuple[Broker | None, str]:
+        try:
+            return await read_broker(socket), ""
+        except MemshareError as error:
+            return None, str(error)
+
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(ask_broker())
+        fleet = group.create_task(read_fleet(sources))
+    broker, problem = asked.result()
+    return Glance(
+        host=read_host(), socket=socket, broker=broker, problem=problem, domains=fleet.result()
+    )
+
+
+def flat(glance: Glance) -> Record:
+    """Return the host as one record."""
+    return {
+        **msgspec.to_builtins(glance.host),
+        "broker_version": glance.broker.version if glance.broker else None,
+        "broker_problem": glance.problem,
+        "guests": len(glance.domains),
+        "guests_unreachable": sum(not domain.answered for domain in glance.domains),
+        **msgspec.to_builtins(glance.totals()),
+    }
+
+
+def document(glance: Glance) -> dict[str, object]:
+    """Return all of it, as programs read it. `domains` is what `memshare list` has."""
+    broker = glance.broker
+    return {
+        "host": msgspec.to_builtins(glance.host),
+        "broker": {
+            "socket": str(glance.socket),
+            "version": broker.version if broker else None,
+            "protocol": broker.protocol if broker else None,
+            "pid": broker.pid if broker else None,
+            "problem": glance.problem,
+        },
+        "guests": {"count": len(glance.domains), "states": glance.states()},
+        "totals": msgspec.to_builtins(glance.totals()),
+        "groups": msgspec.to_builtins(glance.groups()),
+        "domains": [guests.record(domain) for domain in glance.domains],
+    }
+
+
+def lines(glance: Glance) -> list[str]:
+    """Return what people read: a line for each subject, no table, nothing slow to import."""
+    host, broker, totals = glance.host, glance.broker, glance.totals()
+    swap = f", {human_bytes(host.swap_used_bytes)} swapped out" if host.swap_used_bytes else ""
+    states = ", ".join(f"{count} {state}" for state, count in glance.states().items())
+    return [
+        f"memory   {human_bytes(host.total_bytes)}, {human_bytes(host.available_bytes)} available{swap}",
+        f"broker   memshared {broker.version}, pid {broker.pid}, {glance.socket}"
+        if broker
+        else f"broker   none: {glance.problem}",
+        f"guests   {len(glance.domains)}{': ' if states else ''}{states}",
+        f"saved    {human_bytes(totals.saved_bytes)} of {human_bytes(totals.ram_bytes)}: "
+        f"{human_bytes(totals.saved_zero_bytes)} zero, {human_bytes(totals.saved_content_bytes)} content, "
+        f"less {human_bytes(totals.overhead_bytes)} of cost",
+        *(f"group    {line_of(group)}" for group in glance.groups()),
+    ]
+
+
+def line_of(group: GroupGlance) -> str:
+    """Return what people read of a group."""
+    members = f"{group.guests} {'guest' if group.guests == 1 else 'guests'}"
+    store = "its store is not this broker's"
+    if group.store_bytes is not None and group.dead_bytes is not None:
+        store = (
+            f"store {human_bytes(group.store_bytes)}, {human_bytes(group.dead_bytes)} of it dead"
+        )
+    return f"{group.name}: {members}, saves {human_bytes(group.totals.saved_bytes)}; {store}"
 
 
 @click.command("status")
-@click.option(
-    "--qmp-dir",
-    type=click.Path(path_type=Path),
-    envvar="MEMSHARE_QMP_DIR",
-    help="Folder with a QMP socket for each guest. Default: /run/memshare/qmp, and this host's libvirt.",
-)
-@click.option(
-    "-c",
-    "--connect",
-    "uris",
-    metavar="URI",
-    multiple=True,
-    envvar="LIBVIRT_DEFAULT_URI",
-    help="Guests of this libvirt. May be repeated.",
-)
+@guests.of_sources
+@options.broker
 @options.output
-def command(qmp_dir: Path | None, uris: tuple[str, ...], form: str) -> None:
-    """Show what each guest shares and saves.
+def command(sources: Sources, broker: Path, form: str) -> None:
+    """Show this host at a glance: memory, broker, groups, and what sharing saves in all.
 
-    Zero and content savings are apart; a page of the store is split among its sharers. OVERHEAD is
-    what sharing costs, to be taken off the savings. A guest that does not answer is listed as
-    `unreachable`; when none answers the exit code is 3.
+    What is saved is net: zero pages and contents, less what sharing itself costs. `memshare list` has a
+    line for each guest. When there are guests and none answers the exit code is 3.
+
+    \b
+    memshare status
+    memshare status -o json | jq .totals.saved_bytes
     """
-    if qmp_dir is None:
-        uris = uris or default_uris()
-        # Without libvirt the folder has to be there.
-        qmp_dir = QMP_DIR if QMP_DIR.exists() or not uris else None
-    domains = asyncio.run(read_all(qmp_dir, uris))
-    render(
-        "domains",
-        COLUMNS,
-        with_equal_keys([record(domain) for domain in domains]),
-        Format(form),
-        sys.stdout,
-    )
-    if domains and not any(domain.answered for domain in domains):
-        raise UnreachableError(
-            f"{', '.join([*uris, *([str(qmp_dir)] if qmp_dir else [])])}: no guest answers",
-            "are the guests running, and may you open their sockets?",
-        )
+    glance = asyncio.run(look(sources, broker))
+    if form == Format.JSON:
+        render_json(document(glance), sys.stdout)
+    elif form == Format.CSV:
+        row = flat(glance)
+        render_csv(list(row), [row], sys.stdout)
+    else:
+        click.echo("\n".join(lines(glance)))
+    guests.check_answers(glance.domains, sources)

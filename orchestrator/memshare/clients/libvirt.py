@@ -21,7 +21,13 @@ from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from memshare.clients.monitor import TIMEOUT_SECONDS, Monitor, look
+from memshare.clients.monitor import (
+    NO_SUCH_OBJECT,
+    TIMEOUT_SECONDS,
+    Monitor,
+    NoSuchObjectError,
+    look,
+)
 from memshare.domain import attachment, option
 from memshare.errors import HostError, MemshareError, NoSuchDomainError, UnreachableError
 from memshare.model import Domain, Option
@@ -410,8 +416,9 @@ class LibvirtMonitor(Monitor):
         except msgspec.DecodeError as error:
             raise MemshareError(f"{self.where}: {command}: no JSON object came back") from error
         if "error" in answer:
-            words = answer["error"].get("desc") if isinstance(answer["error"], dict) else "refused"
-            raise MemshareError(f"{self.where}: {command}: {words}")
+            told = answer["error"] if isinstance(answer["error"], dict) else {}
+            kind = NoSuchObjectError if told.get("class") == NO_SUCH_OBJECT else MemshareError
+            raise kind(f"{self.where}: {command}: {told.get('desc', 'refused')}")
         return answer.get("return")
 
     async def set_balloon(self, target_bytes: int) -> None:

@@ -13,19 +13,19 @@ from memshare.errors import MemshareError, UnreachableError
 from memshare.model import Domain, PageStats
 
 OBJECT = "/objects/memshare0"
+#: QEMU's class of errors for what is not in its tree of objects.
+NO_SUCH_OBJECT = "DeviceNotFound"
 TIMEOUT_SECONDS = 5.0
 
 T = TypeVar("T")
 
 
+class NoSuchObjectError(MemshareError):
+    """QEMU has no object of that path."""
+
+
 class NotSharingError(MemshareError):
     """The guest runs without the plugin."""
-
-
-class _Child(msgspec.Struct):
-    """An entry of qom-list."""
-
-    name: str
 
 
 class Monitor(ABC):
@@ -39,7 +39,8 @@ class Monitor(ABC):
     async def execute(self, command: str, **arguments: object) -> Any:
         """Run one command and return its result.
 
-        Raises UnreachableError when no answer comes in time, MemshareError with QEMU's own words.
+        Raises UnreachableError when no answer comes in time, MemshareError with QEMU's own words:
+        NoSuchObjectError when they are about an object that is not there.
         """
 
     async def name(self) -> str:
@@ -47,12 +48,17 @@ class Monitor(ABC):
         answer = await self.execute("query-name")
         return str(answer.get("name") or "")
 
+    async def uuid(self) -> str:
+        """The guest's UUID, as given to QEMU; empty when it has none."""
+        text = str((await self.execute("query-uuid")).get("UUID") or "")
+        return text if text.strip("0-") else ""
+
     async def stats(self) -> PageStats:
         """Return the plugin's figures; raises NotSharingError for a guest without it."""
-        listed = self._understood(await self.execute("qom-list", path="/objects"), list[_Child])
-        if not any(child.name == OBJECT.rpartition("/")[2] for child in listed):
-            raise NotSharingError(f"{self.where}: runs without memshare")
-        answer = await self.execute("qom-get", path=OBJECT, property="stats")
+        try:
+            answer = await self.execute("qom-get", path=OBJECT, property="stats")
+        except NoSuchObjectError as error:
+            raise NotSharingError(f"{self.where}: runs without memshare") from error
         return self._understood(answer, PageStats)
 
     def _understood(self, answer: object, kind: type[T]) -> T:

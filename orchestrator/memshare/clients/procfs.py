@@ -138,6 +138,11 @@ def cpu_ns(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
+def start_ticks(pid: int) -> int:
+    """When a process has started, in clock ticks since the host did."""
+    return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
+
+
 def thread_cpu_ns(pid: int, thread: int) -> int:
     """User and system time of one thread, at most a timer tick old."""
     return int((PROC / str(pid) / "task" / str(thread) / "schedstat").read_text().split()[0])

@@ -14,14 +14,34 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
 
-from memshare.clients.monitor import TIMEOUT_SECONDS, Monitor, look
+from memshare.clients.monitor import (
+    NO_SUCH_OBJECT,
+    TIMEOUT_SECONDS,
+    Monitor,
+    NoSuchObjectError,
+    look,
+)
 from memshare.errors import MemshareError, UnreachableError
 from memshare.model import Domain
 
 # The library logs what we report ourselves.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class QuietClient(QMPClient):
+    """A client that does not write down its messages.
+
+    The library's own does so for a log of its own, each one printed for people even when nobody
+    listens: with 50 guests that took longer than all else that Python does to ask them.
+    """
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
 
 
 class SocketMonitor(Monitor):
@@ -42,7 +62,8 @@ class SocketMonitor(Monitor):
         except TimeoutError as error:
             raise UnreachableError(f"{self._socket}: no answer to {command}") from error
         except ExecuteError as error:
-            raise MemshareError(f"{self._socket}: {command}: {error}") from error
+            kind = NoSuchObjectError if error.error_class == NO_SUCH_OBJECT else MemshareError
+            raise kind(f"{self._socket}: {command}: {error}") from error
         except QMPError as error:
             raise UnreachableError(f"{self._socket}: the guest went away") from error
 
@@ -56,7 +77,7 @@ async def open_monitor(
     socket: Path, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> AsyncIterator[SocketMonitor]:
     """Connect to a monitor; raises UnreachableError when nobody answers in time."""
-    client = QMPClient(socket.name)
+    client = QuietClient(socket.name)
     try:
         async with asyncio.timeout(timeout_seconds):
             await client.connect(str(socket))
@@ -99,13 +120,23 @@ async def read_domain(socket: Path) -> Domain:
     """One guest's figures, or why there are none."""
     guest = Domain(name=name_of(socket), source=str(socket.parent))
     try:
-        async with open_monitor(socket) as monitor:
-            guest = msgspec.structs.replace(guest, name=await monitor.name())
-            return await look(monitor, guest)
+        async with open_monitor(socket) as monitor, asyncio.TaskGroup() as group:
+            # Both at once: each answer that is waited for is a turn of every guest's main loop.
+            named = group.create_task(identify(monitor, guest))
+            looked = group.create_task(look(monitor, guest))
     except UnreachableError as error:
         return msgspec.structs.replace(guest, problem=str(error), answered=False)
-    except MemshareError as error:
-        return msgspec.structs.replace(guest, problem=str(error))
+    who = named.result()
+    return msgspec.structs.replace(looked.result(), name=who.name, uuid=who.uuid)
+
+
+async def identify(monitor: Monitor, guest: Domain) -> Domain:
+    """Return the guest with the name and UUID that its QEMU says, if it does. Raises nothing."""
+    try:
+        guest = msgspec.structs.replace(guest, name=await monitor.name())
+        return msgspec.structs.replace(guest, uuid=await monitor.uuid())
+    except MemshareError:
+        return guest
 
 
 async def read_domains(folder: Path) -> list[Domain]:

@@ -12,14 +12,13 @@ from typing import NoReturn
 import msgspec
 
 from memshare.clients.admission import LIBVIRT_RUN, Announcement, find_cgroup
+from memshare.clients.fleet import default_uris
 from memshare.clients.monitor import Monitor
 from memshare.clients.qmp import is_served, name_of, open_monitor, reason
 from memshare.config import Config
 from memshare.errors import MemshareError, UnreachableError, UsageError
 from memshare.model import Domain
 
-#: Sockets of a libvirt of this host: of the one daemon, and of the one for QEMU alone.
-LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
 LIBVIRT_URI = "qemu:///system"
 LOOK_SECONDS = 1.0
 
@@ -174,12 +173,6 @@ def _lender(monitor: Monitor) -> Callable[[], AbstractAsyncContextManager[Monito
         yield monitor
 
     return lend
-
-
-def default_uris() -> tuple[str, ...]:
-    """Return this host's libvirt, if it listens and its Python binding is installed."""
-    listens = any(path.exists() for path in LIBVIRT_SOCKETS)
-    return (LIBVIRT_URI,) if listens and find_spec("libvirt") else ()
 
 
 def sources_of(config: Config) -> list[Source]:

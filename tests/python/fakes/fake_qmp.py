@@ -10,16 +10,19 @@ from typing import Any
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
 
+NO_UUID = "00000000-0000-0000-0000-000000000000"
+
 
 def error(kind: str, text: str) -> dict[str, Any]:
     return {"error": {"class": kind, "desc": text}}
 
 
 class FakeQmp:
-    """objects maps a name under /objects to its properties; `sets` notes each qom-set."""
+    """objects maps a name under /objects to its properties, or what returns them; `sets` notes each qom-set."""
 
-    def __init__(self, name: str, objects: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, name: str, objects: dict[str, dict[str, Any]], uuid: str = NO_UUID) -> None:
         self.name = name
+        self.uuid = uuid
         self.objects = objects
         self.sets: list[tuple[str, Any]] = []
 
@@ -28,6 +31,8 @@ class FakeQmp:
             return {"return": {}}
         if command == "query-name":
             return {"return": {"name": self.name} if self.name else {}}
+        if command == "query-uuid":
+            return {"return": {"UUID": self.uuid}}
         if command == "qom-list":
             listed = [{"name": name, "type": "child<container>"} for name in self.objects]
             return {"return": [{"name": "type", "type": "string"}, *listed]}
@@ -36,7 +41,8 @@ class FakeQmp:
             if found is None:
                 return error("DeviceNotFound", f"Device '{arguments['path']}' not found")
             if command == "qom-get":
-                return {"return": found[arguments["property"]]}
+                value = found[arguments["property"]]
+                return {"return": value() if callable(value) else value}
             if arguments["property"] == "mode" and arguments["value"] not in found["modes"]:
                 return error("GenericError", "mode: one of off, zero, content")
             self.sets.append((arguments["property"], arguments["value"]))
@@ -66,10 +72,10 @@ class FakeQmp:
 
 @contextlib.asynccontextmanager
 async def fake_qmp(
-    socket: Path, name: str, objects: dict[str, dict[str, Any]]
+    socket: Path, name: str, objects: dict[str, dict[str, Any]], uuid: str = NO_UUID
 ) -> AsyncIterator[FakeQmp]:
     """Serve at socket until the block is left."""
-    fake = FakeQmp(name, objects)
+    fake = FakeQmp(name, objects, uuid)
     server = await asyncio.start_unix_server(fake.serve, str(socket))
     try:
         yield fake

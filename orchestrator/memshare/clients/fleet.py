@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All guests of a host, wherever they are found: folders of QMP sockets, and libvirts."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+
+from memshare import paths
+from memshare.clients.qmp import read_domains
+from memshare.model import Domain
+
+#: Sockets of a libvirt of this host: of the one daemon, and of the one for QEMU alone.
+LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
+
+
+class Sources(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to look for guests."""
+
+    qmp_dirs: tuple[Path, ...]
+    uris: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return them as a person would list them."""
+        return ", ".join([*self.uris, *map(str, self.qmp_dirs)])
+
+
+def sources(qmp_dirs: Iterable[Path] = (), uris: Iterable[str] = ()) -> Sources:
+    """Return where to look: where one is told to, or the usual folder and this host's libvirt."""
+    folders, names = tuple(dict.fromkeys(qmp_dirs)), tuple(dict.fromkeys(uris))
+    if not folders:
+        names = names or default_uris()
+        # Without libvirt the folder has to be there.
+        folders = (paths.QMP_DIR,) if paths.QMP_DIR.exists() or not names else ()
+    return Sources(qmp_dirs=folders, uris=names)
+
+
+def default_uris() -> tuple[str, ...]:
+    """Return this host's libvirt, if it listens and its Python binding is installed."""
+    listens = any(path.exists() for path in LIBVIRT_SOCKETS)
+    return ("qemu:///system",) if listens and find_spec("libvirt") else ()
+
+
+async def read_fleet(where: Sources) -> list[Domain]:
+    """Return the guests of all sources, in order of names, each once."""
+    async with asyncio.TaskGroup() as group:
+        managed = [group.create_task(_read_libvirt(uri)) for uri in where.uris]
+        bare = [group.create_task(read_domains(folder)) for folder in where.qmp_dirs]
+    found = each_once(
+        [domain for task in managed for domain in task.result()],
+        [domain for task in bare for domain in task.result()],
+    )
+    return sorted(found, key=lambda domain: (domain.name, domain.source))
+
+
+async def _read_libvirt(uri: str) -> list[Domain]:
+    from memshare.clients.libvirt import open_hypervisor  # it need not be installed
+
+    async with open_hypervisor(uri) as hypervisor:
+        return await hypervisor.domains(host_group="default")
+
+
+def each_once(managed: Sequence[Domain], bare: Sequence[Domain]) -> list[Domain]:
+    """Return libvirt's guests, and those of folders that are not one of them.
+
+    The same UUID is the same guest; where a QEMU has none, the same name. libvirt knows more about a guest,
+    but its own monitor may answer where libvirt did not.
+    """
+    by_uuid = {domain.uuid: index for index, domain in enumerate(managed)}
+    by_name = {domain.name: index for index, domain in enumerate(managed)}
+    kept, others = list(managed), []
+    for domain in bare:
+        index = by_uuid.get(domain.uuid) if domain.uuid else by_name.get(domain.name)
+        if index is None:
+            others.append(domain)
+        elif kept[index].stats is None and domain.stats is not None:
+            kept[index] = msgspec.structs.replace(
+                kept[index], stats=domain.stats, problem="", answered=True
+            )
+    return kept + others
