@@ -16,6 +16,7 @@ import msgspec
 from memshare import paths
 from memshare.errors import UsageError
 from memshare.policy import Config as PolicyConfig
+from memshare.policy.ksm import KsmConfig
 
 PATH = paths.CONFIG
 
@@ -65,6 +66,7 @@ class Config(Section, frozen=True, kw_only=True):
     log_json: bool = False
     policy: PolicyConfig = msgspec.field(default_factory=PolicyConfig)
     guard: GuardConfig = msgspec.field(default_factory=GuardConfig)
+    ksm: KsmConfig = msgspec.field(default_factory=KsmConfig)
     metrics: MetricsConfig = msgspec.field(default_factory=MetricsConfig)
 
 

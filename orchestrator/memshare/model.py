@@ -5,6 +5,7 @@ The structs ignore fields they do not know: a guest keeps its plugin for months,
 more than this reader understands.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -12,6 +13,8 @@ import msgspec
 PLUGIN_FILE = "libmemshare-qemu.so"
 #: As MSH_SKIPPED_PER_SCANNED in stats.h.
 SKIPPED_PER_SCANNED = 32
+#: The problem of a guest that has answered, and has no plugin.
+WITHOUT_PLUGIN = "runs without memshare"
 
 
 class Mode(StrEnum):
@@ -98,9 +101,9 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
     """One guest that runs: who it is, what its owner wants, its figures when it runs memshare.
 
     source is the folder of its QMP socket or the URI of its libvirt. A guest on a bare socket has no
-    option, and a uuid only if its QEMU was given one; for one of libvirt `group` is where it belongs, which is in force only if its stats
-    say the same. `stats` is None for a guest without the plugin and for one that did not answer;
-    `problem` says which.
+    option, and a uuid only if its QEMU was given one; for one of libvirt `group` is where it belongs, which is in
+    force only if its stats say the same, and owner_group where it would belong, attached or not. `stats` is None for a
+    guest without the plugin and for one that did not answer; `problem` says which.
     """
 
     name: str
@@ -108,9 +111,61 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
     uuid: str = ""
     option: Option | None = None
     group: str | None = None
+    owner_group: str | None = None
     stats: PageStats | None = None
     problem: str = ""
     answered: bool = True
+
+
+class KsmCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel's KSM says of all that it scans. Names as in /sys/kernel/mm/ksm.
+
+    Of pages that were merged pages_shared are those that are left, pages_sharing those that are saved. Counters
+    follow ksmd: what was written to, or has ended, since its last visit is still in them. pages_scanned is None
+    before Linux 6.6.
+    """
+
+    pages_shared: int
+    pages_sharing: int
+    pages_unshared: int
+    pages_volatile: int
+    zero_pages: int
+    full_scans: int
+    pages_scanned: int | None
+    profit_bytes: int
+
+    @property
+    def saved_pages(self) -> int:
+        """How many pages are saved, those of zeros included."""
+        return self.pages_sharing + self.zero_pages
+
+    @property
+    def known_pages(self) -> int:
+        """How many pages ksmd keeps something about."""
+        return self.pages_shared + self.pages_sharing + self.pages_unshared + self.pages_volatile
+
+
+class KsmStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel's KSM says of one process. profit_bytes: saved by it, less what KSM keeps about it."""
+
+    merging_pages: int
+    zero_pages: int
+    rmap_items: int
+    profit_bytes: int
+
+
+class KsmView(msgspec.Struct, frozen=True, kw_only=True):
+    """The kernel's KSM at the last look, and what is made of it. guests are those that it scans, by name.
+
+    phase is one of policy/ksm.py, or `unavailable`; counters is None when they cannot be read.
+    """
+
+    phase: str
+    reason: str
+    counters: KsmCounters | None = None
+    ksmd_cpu_ns: int = 0
+    knobs: Mapping[str, str] = msgspec.field(default_factory=dict)
+    guests: Mapping[str, KsmStats] = msgspec.field(default_factory=dict)
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

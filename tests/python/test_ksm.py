@@ -65,7 +65,12 @@ def test_second_measurement_is_refused(written: list[tuple[str, str]]) -> None:
 
 def test_what_is_right_already_is_not_written(written: list[tuple[str, str]]) -> None:
     ksm.write_knobs({"max_page_sharing": "256", "use_zero_pages": "0"})
-    assert {name for name, _ in written} == {"advisor_mode"}
+    assert written == []
+
+
+def test_advisor_learns_on_while_others_are_set(written: list[tuple[str, str]]) -> None:
+    ksm.write_knobs({"use_zero_pages": "1", "advisor_mode": "scan-time", "run": "0"})
+    assert written == [("use_zero_pages", "1"), ("run", "0")]
 
 
 def test_marked_memory_is_found() -> None:

@@ -282,6 +282,7 @@ class Hypervisor:
             uuid=guest.uuid,
             option=told.option,
             group=told.group,
+            owner_group=told.owner_group,
             problem=told.problem,
         )
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from memshare.errors import MemshareError, UnreachableError
-from memshare.model import Domain, PageStats
+from memshare.model import WITHOUT_PLUGIN, Domain, PageStats
 
 OBJECT = "/objects/memshare0"
 #: QEMU's class of errors for what is not in its tree of objects.
@@ -58,7 +58,7 @@ class Monitor(ABC):
         try:
             answer = await self.execute("qom-get", path=OBJECT, property="stats")
         except NoSuchObjectError as error:
-            raise NotSharingError(f"{self.where}: runs without memshare") from error
+            raise NotSharingError(f"{self.where}: {WITHOUT_PLUGIN}") from error
         return self._understood(answer, PageStats)
 
     def _understood(self, answer: object, kind: type[T]) -> T:
@@ -90,7 +90,7 @@ async def look(monitor: Monitor, guest: Domain) -> Domain:
     try:
         return msgspec.structs.replace(guest, stats=await monitor.stats())
     except NotSharingError:
-        return msgspec.structs.replace(guest, problem=guest.problem or "runs without memshare")
+        return msgspec.structs.replace(guest, problem=guest.problem or WITHOUT_PLUGIN)
     except MemshareError as error:
         answered = not isinstance(error, UnreachableError)
         return msgspec.structs.replace(guest, problem=str(error), answered=answered)

@@ -14,7 +14,7 @@ from memshare.domain.group import group_of
 from memshare.domain.plugin import Plugin
 from memshare.domain.suitability import obstacle
 from memshare.errors import HostError, MemshareError
-from memshare.model import Mode, Option
+from memshare.model import WITHOUT_PLUGIN, Mode, Option
 
 NEXT_START = "from the next start on: use --config"
 
@@ -45,12 +45,14 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """What a domain's XML says of sharing.
 
-    option is None for a domain that has none, argument for one that does not load the plugin. `problem`
+    option is None for a domain that has none, argument for one that does not load the plugin. group is where an
+    attached domain belongs, owner_group where it would whether it is or not. `problem`
     says why the domain does not share, if that can be read from its XML; empty when it may.
     """
 
     option: Option | None = None
     group: str | None = None
+    owner_group: str | None = None
     argument: str | None = None
     problem: str = ""
 
@@ -124,13 +126,19 @@ def read(xml: str, host_group: str) -> Attachment:
     argument = plugins.argument_of(root)
     try:
         option = options.read(root)
-        group = None if option is None else group_of(root, option, host_group)
+        owner_group = group_of(root, option or options.DEFAULT, host_group)
     except MemshareError as error:
         return Attachment(argument=argument, problem=str(error))
     if option is None:
         problem = "is not attached"
     elif argument is None:
-        problem = "runs without memshare"
+        problem = WITHOUT_PLUGIN
     else:
         problem = obstacle(root) or ""
-    return Attachment(option=option, group=group, argument=argument, problem=problem)
+    return Attachment(
+        option=option,
+        group=None if option is None else owner_group,
+        owner_group=owner_group,
+        argument=argument,
+        problem=problem,
+    )
