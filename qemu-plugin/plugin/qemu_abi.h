@@ -96,6 +96,7 @@ typedef int MigrationNotify(QemuNotifier *notifier, void *event, Error **errp);
     X(int, qemu_ram_get_fd, (RAMBlock * block))                                                    \
     X(void *, qemu_ram_get_host_addr, (RAMBlock * block))                                          \
     X(const char *, qemu_ram_get_idstr, (RAMBlock * block))                                        \
+    X(uint64_t, qemu_ram_get_max_length, (RAMBlock * block))                                       \
     X(uint64_t, qemu_ram_get_used_length, (RAMBlock * block))                                      \
     X(bool, qemu_ram_is_shared, (RAMBlock * block))                                                \
     X(size_t, qemu_ram_pagesize, (RAMBlock * block))                                               \

@@ -4,7 +4,8 @@
  *
  * Only RAM of memory backends is: pc.ram, -object memory-backend-ram, hotplugged DIMMs. ROMs and
  * video memory are private anonymous memory too, but small, and devices and displays keep pointers
- * into them and re-map them at will; they stay out.
+ * into them and re-map them at will; they stay out. The kernel's KSM, which has no groups, does not
+ * get them either: nothing of a guest that shares in one is merged beyond it.
  *
  * What holds: a block is only registered while this file holds a reference on its memory region, so
  * it cannot be unmapped under the engine (I1). References are taken and dropped in the main loop,

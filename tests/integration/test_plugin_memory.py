@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from tests.lib.broker import Broker
 from tests.lib.memory import PAGE_BYTES, contents, write_memory
-from tests.lib.vm import Stats, Vm, plugin_arguments, running
+from tests.lib.vm import Stats, Vm, plugin_arguments, running, until
 
-from memshare.clients import procfs
+from memshare.clients import ksm, procfs
 
 RAM_BYTES = 64 << 20
 MORE_BYTES = 24 << 20  # a size that no other mapping of QEMU has
@@ -145,6 +145,21 @@ async def test_one_numa_node_may_share_and_another_not(options: str, registered_
         stats = await vm.stats()
         assert stats["ram_bytes"] == registered_bytes
         assert stats["mode"] == "content"
+
+
+async def test_nothing_of_a_guest_that_shares_is_left_to_ksm() -> None:
+    """ROMs and video memory neither, nor those of a device that comes later: KSM has no groups."""
+    async with running(*plugin_arguments(socket="/nowhere", mode="off"), "-device", "VGA") as vm:
+
+        async def is_marked() -> bool:
+            return ksm.is_marked(vm.pid)
+
+        await vm.stats()
+        assert await is_marked()
+        await vm.set("mode", "content")
+        await until(is_marked, lambda marked: not marked)
+        await vm.execute("device_add", driver="e1000", id="late")  # has a ROM
+        await until(is_marked, lambda marked: not marked)
 
 
 @pytest.mark.parametrize("policy", ["bind", "preferred", "interleave"])
