@@ -36,7 +36,7 @@ from memshare.render import human_bytes
 SETTLE_SCANS = 2  # a page is merged at the second visit: by then all that is marked is known
 PROBE_SCANS = 2  # the first may have begun in the middle
 URGENT_PROBE = 0.1  # of probe_seconds, at urgency 1
-STILL_RATIO = 0.2  # knobs this near to those in force are left alone
+STILL_RATIO = 0.1  # each knob this near to the one in force is left alone: two knobs make a rate
 SLEEP_MS, SLEEP_MS_MAX = 20, 1000
 BATCH_PAGES, BATCH_PAGES_MAX = 100, 100_000  # whoever writes `run` waits for the end of a batch
 PAGE_NS, PAGE_NS_MIN, PAGE_NS_MAX = 2_000.0, 200.0, 100_000.0
