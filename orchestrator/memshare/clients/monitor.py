@@ -28,6 +28,22 @@ class NotSharingError(MemshareError):
     """The guest runs without the plugin."""
 
 
+#: Each figure of `stats` is of 64 bits. Whoever tells more is no engine, and would not fit what is reckoned with.
+FIGURE_MAX = (1 << 64) - 1
+
+
+class _Name(msgspec.Struct):
+    """The answer to query-name."""
+
+    name: str | None = None
+
+
+class _Uuid(msgspec.Struct, rename="upper"):
+    """The answer to query-uuid."""
+
+    uuid: str
+
+
 class Monitor(ABC):
     """An open monitor."""
 
@@ -46,11 +62,11 @@ class Monitor(ABC):
     async def name(self) -> str:
         """The guest's name, as given to QEMU; empty when it has none."""
         answer = await self.execute("query-name")
-        return str(answer.get("name") or "")
+        return self._understood("query-name", answer, _Name).name or ""
 
     async def uuid(self) -> str:
         """The guest's UUID, as given to QEMU; empty when it has none."""
-        text = str((await self.execute("query-uuid")).get("UUID") or "")
+        text = self._understood("query-uuid", await self.execute("query-uuid"), _Uuid).uuid
         return text if text.strip("0-") else ""
 
     async def stats(self) -> PageStats:
@@ -59,13 +75,17 @@ class Monitor(ABC):
             answer = await self.execute("qom-get", path=OBJECT, property="stats")
         except NoSuchObjectError as error:
             raise NotSharingError(f"{self.where}: {WITHOUT_PLUGIN}") from error
-        return self._understood(answer, PageStats)
+        stats = self._understood("stats", answer, PageStats)
+        for name, value in msgspec.structs.asdict(stats).items():
+            if isinstance(value, int) and not 0 <= value <= FIGURE_MAX:
+                raise MemshareError(f"{self.where}: stats: {name} is not a number of 64 bits")
+        return stats
 
-    def _understood(self, answer: object, kind: type[T]) -> T:
+    def _understood(self, what: str, answer: object, kind: type[T]) -> T:
         try:
             return msgspec.convert(answer, kind)
         except msgspec.ValidationError as error:
-            raise MemshareError(f"{self.where}: stats: {error}") from error
+            raise MemshareError(f"{self.where}: {what}: {error}") from error
 
     async def set(self, name: str, value: str | int) -> None:
         """Set `mode`, `scan-rate` or `cpu-limit`."""

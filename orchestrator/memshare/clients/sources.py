@@ -3,7 +3,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,13 +84,14 @@ class SocketFolder(Source):
             for key, socket in sockets.items():
                 if key not in self._names:
                     group.create_task(self._learn(key, socket))
+        told = {key: self._names.get(key, name_of(socket)) for key, socket in sockets.items()}
         return [
             Found(
-                domain=Domain(name=self._names.get(key, name_of(socket)), source=self.name),
-                process=f"{socket}:{key[1]}",
-                monitor=_opener(socket),
+                domain=Domain(name=name, source=self.name),
+                process=f"{sockets[key]}:{key[1]}",
+                monitor=_opener(sockets[key]),
             )
-            for key, socket in sockets.items()
+            for key, name in _distinct(told).items()
         ]
 
     async def _learn(self, key: tuple[str, int], socket: Path) -> None:
@@ -113,6 +114,27 @@ class SocketFolder(Source):
                 on_change(lost)
             before = now
             await asyncio.sleep(LOOK_SECONDS)
+
+
+def _distinct(told: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], str]:
+    """Return names that are one guest's each, by socket, and that can be written down.
+
+    Guests tell their names themselves. Of several with one name that whose socket is called so keeps it, or else the
+    first; the others are called NAME@SOCKET: each is to be steered, and none may take another's place.
+    """
+    names: dict[tuple[str, int], str] = {}
+    for key in sorted(told, key=lambda key: (name_of(Path(key[0])) != told[key], key)):
+        name = printable(told[key])
+        names[key] = name if name not in names.values() else printable(f"{name}@{key[0]}")
+    return names
+
+
+def printable(text: str) -> str:
+    """Return a text in which all that is not to be seen or not to be encoded is written as an escape."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def _opener(socket: Path) -> Callable[[], AbstractAsyncContextManager[Monitor]]:
@@ -195,15 +217,15 @@ def sources_of(config: Config) -> list[Source]:
 def union(lists: Iterable[Iterable[Found]]) -> list[Found]:
     """Return guests of several places as one list, each once and by a name of its own.
 
-    A guest of libvirt that also has a socket of ours is one guest: the first place that has it counts. Guests of two
-    libvirts may have one name; all but the first are called NAME@SOURCE then.
+    A guest of libvirt that also has a socket of ours is one guest: the first place that has it counts. Other guests of
+    two places may have one name; all but the first are called NAME@SOURCE then.
     """
     result: dict[str, Found] = {}
     for found in lists:
         for guest in found:
             name, other = guest.domain.name, result.get(guest.domain.name)
             if other is not None:
-                if not guest.domain.uuid:
+                if other.domain.uuid and not guest.domain.uuid:
                     continue
                 name = f"{name}@{guest.domain.source}"
                 domain = msgspec.structs.replace(guest.domain, name=name)
