@@ -23,6 +23,7 @@ from memshare.policy import (
     Step,
     decide,
     explain,
+    forget,
     fits,
     is_rising,
     psi_triggers,
@@ -307,6 +308,52 @@ def test_no_balloon_goes_below_what_is_kept() -> None:
     low = after(look(0, 0, sharing("a", 4 * GIB, ram_bytes=4 * GIB, balloon_bytes=3 * GIB)))
     (balloon,) = (one for one in low.actions if isinstance(one, Balloon))
     assert balloon.target_bytes == 2 * GIB
+
+
+def test_no_balloon_takes_what_an_engine_has_not_registered() -> None:
+    def at(t: float, balloon_bytes: int) -> Snapshot:
+        refused = guest(seconds=t, state="refused", ram_bytes=0, balloon_bytes=balloon_bytes)
+        return look(t, 0, refused)
+
+    state, left = State(), 4 * GIB
+    for t in range(20):
+        decision = decide(at(t, left), state, CONFIG)
+        left = min([one.target_bytes for one in decision.actions if isinstance(one, Balloon)] + [left])
+        state = decision.state
+    assert left == 2 * GIB
+
+
+def test_a_guest_that_started_anew_is_ballooned_anew() -> None:
+    def at(t: float) -> Snapshot:
+        return look(t, 0, sharing("a", 2 * GIB, t, ram_bytes=4 * GIB, balloon_bytes=4 * GIB))
+
+    first = after(at(0))
+    assert first.state.guard.ballooned == {"a": 4 * GIB}
+    state = forget(first.state, {"a"})
+    assert (state.guard.ballooned, state.evidence, state.asked) == ({}, {}, {})
+    again = decide(at(1), state, CONFIG)
+    assert any(isinstance(one, Balloon) for one in again.actions)
+    assert forget(first.state, {"b"}) == first.state
+
+
+def test_what_was_taken_from_a_guest_that_is_not_found_yet_is_not_forgotten() -> None:
+    state = after(
+        look(0, 0, sharing("a", 2 * GIB, ram_bytes=4 * GIB, balloon_bytes=4 * GIB))
+    ).state
+    for t in range(1, 200):
+        state = decide(look(t, 12 * GIB), state, CONFIG).state
+    assert state.guard.ballooned == {"a": 4 * GIB}
+
+
+def test_guests_that_are_never_scanned_are_no_reason_to_hurry() -> None:
+    never = guest("never", option=Option(max_rate=0))
+    old = {"a": proven(scan_rate_pages=1)}
+    state = State(evidence=old)
+    a = guest("a", 11, passes=3, scanned_pages=PAGES, scan_cpu_ns=SECOND_NS)
+    alone = decide(look(11, 16 * GIB, a), state, CONFIG).rates["a"]
+    beside = decide(look(11, 16 * GIB, a, never), state, CONFIG).rates
+    assert beside["a"].budget_cpus == alone.budget_cpus
+    assert beside["never"].pages == 0
 
 
 def test_fits_without_a_like_counts_all_of_the_ram() -> None:

@@ -2,6 +2,7 @@
 """Pure decisions: what each guest may scan, when the host is in danger, whether one more guest fits.
 
     decision = decide(snapshot, state, config)   rates.py has the law, guard.py the ladder
+    forget(state, domains)                       guests that have ended
     is_rising(taken_ns, host, decision, config)  whether to decide before it is time
     explain(domain, snapshot, decision)          why a guest has its rate
     fits(ram_bytes, snapshot, state, config)     capacity.py
@@ -13,7 +14,7 @@ Nothing here reads a clock or a file, or imports from `clients`.
 from memshare.policy.actions import Action, Balloon, ChangeStep, RunHook, SetRate, Step
 from memshare.policy.capacity import Fit, fits
 from memshare.policy.config import Config
-from memshare.policy.decision import Decision, State, decide, explain, is_rising
+from memshare.policy.decision import Decision, State, decide, explain, forget, is_rising
 from memshare.policy.pressure import psi_triggers
 from memshare.policy.snapshot import Guest, Host, Snapshot
 
@@ -34,6 +35,7 @@ __all__ = [
     "decide",
     "explain",
     "fits",
+    "forget",
     "is_rising",
     "psi_triggers",
 ]

@@ -5,7 +5,8 @@ The same call serves the daemon, the tests and the simulator. The daemon's part 
 out and log the actions, and to keep the state for the next call. A state lost costs a minute of learning.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -21,6 +22,8 @@ HOST_SECONDS = 1.0
 CALM_LOOK_SECONDS = 10.0
 HURRY = 0.5  # from this urgency on guests are asked as often as the host
 RISE = 0.05  # of the urgency: worth a decision before its time
+
+T = TypeVar("T")
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +52,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(snapshot: Snapshot, state: State, config: Config) -> Decision:
-    """Return what to do now. Guests that did not answer are left out of the snapshot and forgotten."""
+    """Return what to do now.
+
+    Of guests that are not in the snapshot all is forgotten but what their balloons have taken: that is for `forget`.
+    """
     host = snapshot.host
     evidence = {
         guest.domain: observe(guest, state.evidence.get(guest.domain), config)
@@ -72,6 +78,20 @@ def decide(snapshot: Snapshot, state: State, config: Config) -> Decision:
         step=guard.step,
         look_seconds=CALM_LOOK_SECONDS if is_calm else HOST_SECONDS,
         state=State(pressure=pressure, evidence=evidence, asked=asked, guard=guard),
+    )
+
+
+def forget(state: State, domains: Collection[str]) -> State:
+    """Return what is left to know when these guests have ended: one that starts by such a name is another one."""
+
+    def rest(of: Mapping[str, T]) -> dict[str, T]:
+        return {domain: value for domain, value in of.items() if domain not in domains}
+
+    guard = msgspec.structs.replace(
+        state.guard, ballooned=rest(state.guard.ballooned), asked=rest(state.guard.asked)
+    )
+    return msgspec.structs.replace(
+        state, evidence=rest(state.evidence), asked=rest(state.asked), guard=guard
     )
 
 

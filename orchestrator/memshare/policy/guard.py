@@ -24,6 +24,7 @@ ESX has four such steps by free memory (high, soft, hard, low: Waldspurger, OSDI
 warns of the danger, and no deployed page sharing reserves for it.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -170,7 +171,10 @@ def _inflate(
     room = {}
     for guest in snapshot.guests:
         if guest.balloon_bytes is not None:
-            kept_bytes = int(config.balloon_keep_ratio * guest.stats.ram_bytes)
+            # An engine that was refused, or has just started, has registered no RAM or not all of it.
+            before_bytes = guard.ballooned.get(guest.domain, guest.balloon_bytes)
+            ram_bytes = max(guest.stats.ram_bytes, before_bytes)
+            kept_bytes = math.ceil(config.balloon_keep_ratio * ram_bytes)
             room[guest.domain] = (guest.balloon_bytes, max(0, guest.balloon_bytes - kept_bytes))
     total_bytes = sum(left for _, left in room.values())
     if missing_bytes <= 0 or not total_bytes:
@@ -197,14 +201,14 @@ def _deflate(snapshot: Snapshot, spare_bytes: float, guard: Guard) -> tuple[list
         if guest.balloon_bytes is not None
         and guest.balloon_bytes < guard.ballooned.get(guest.domain, 0)
     }
-    # Who did not say what its balloon leaves it is asked again; who is gone or has all back is done.
-    silent = {guest.domain for guest in snapshot.guests if guest.balloon_bytes is None}
+    # Who has all back is done. Who did not say what its balloon leaves it, or was not found yet, is asked again.
+    told = {guest.domain for guest in snapshot.guests if guest.balloon_bytes is not None}
     guard = msgspec.structs.replace(
         guard,
         ballooned={
             domain: before
             for domain, before in guard.ballooned.items()
-            if domain in taken or domain in silent
+            if domain in taken or domain not in told
         },
         asked={},
         calm_since_ns=None,

@@ -125,7 +125,11 @@ def rates(
 ) -> list[Rate]:
     """Return the rate of each guest that can be steered, in order of the snapshot."""
     guests = [guest for guest in snapshot.guests if guest.stats.state in STEERABLE]
-    any_new = any(not evidence[guest.domain].is_proven for guest in guests if not guest.is_held)
+    any_new = any(
+        not evidence[guest.domain].is_proven
+        for guest in guests
+        if not guest.is_held and guest.option.max_rate != 0  # nothing will ever be proven of these
+    )
     budget = budget_cpus(snapshot.host.cpus, pressure.urgency, any_new, config)
     whole_budget = budget_cpus(snapshot.host.cpus, 1.0, any_new, config)
     values = [_value(guest, evidence[guest.domain], config) for guest in guests]
