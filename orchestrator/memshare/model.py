@@ -87,6 +87,11 @@ class PageStats(msgspec.Struct, frozen=True, kw_only=True):
     pass_age_ns: int
 
     @property
+    def known_mode(self) -> Mode | None:
+        """The mode in force; None where the plugin knows one that this reader does not."""
+        return Mode(self.mode) if self.mode in list(Mode) else None
+
+    @property
     def paid_pages(self) -> int:
         """What was paid of the scan rate so far: a page that nobody wrote to costs a small part of one."""
         return self.scanned_pages + self.skipped_pages // SKIPPED_PER_SCANNED

@@ -9,7 +9,7 @@ from memshare.clients.holds import ALL, FOLDER, Hold, Verb, hold, read_holds, re
 from memshare.errors import MemshareError
 from memshare.model import Mode
 
-PAUSE, DRAIN = Hold(verb=Verb.PAUSE), Hold(verb=Verb.DRAIN, mode=Mode.ZERO)
+PAUSE, DRAIN = Hold(verb=Verb.PAUSE), Hold(verb=Verb.DRAIN, modes={"a": Mode.ZERO})
 
 
 def test_nothing_is_held_at_first(tmp_path: Path) -> None:
@@ -46,6 +46,8 @@ def test_what_cannot_be_read_holds(tmp_path: Path) -> None:
     (tmp_path / FOLDER / ALL).write_text("")
     holds = read_holds(tmp_path)
     assert (holds.of("a"), holds.of("b")) == (PAUSE, PAUSE)
+    (tmp_path / FOLDER / "guest-c").write_bytes(b'{"verb": "\xff"}')
+    assert read_holds(tmp_path).guests["c"] == PAUSE
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:

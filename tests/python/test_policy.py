@@ -23,8 +23,8 @@ from memshare.policy import (
     Step,
     decide,
     explain,
-    forget,
     fits,
+    forget,
     is_rising,
     psi_triggers,
 )
@@ -318,7 +318,9 @@ def test_no_balloon_takes_what_an_engine_has_not_registered() -> None:
     state, left = State(), 4 * GIB
     for t in range(20):
         decision = decide(at(t, left), state, CONFIG)
-        left = min([one.target_bytes for one in decision.actions if isinstance(one, Balloon)] + [left])
+        left = min(
+            [one.target_bytes for one in decision.actions if isinstance(one, Balloon)] + [left]
+        )
         state = decision.state
     assert left == 2 * GIB
 
@@ -337,9 +339,7 @@ def test_a_guest_that_started_anew_is_ballooned_anew() -> None:
 
 
 def test_what_was_taken_from_a_guest_that_is_not_found_yet_is_not_forgotten() -> None:
-    state = after(
-        look(0, 0, sharing("a", 2 * GIB, ram_bytes=4 * GIB, balloon_bytes=4 * GIB))
-    ).state
+    state = after(look(0, 0, sharing("a", 2 * GIB, ram_bytes=4 * GIB, balloon_bytes=4 * GIB))).state
     for t in range(1, 200):
         state = decide(look(t, 12 * GIB), state, CONFIG).state
     assert state.guard.ballooned == {"a": 4 * GIB}

@@ -75,12 +75,12 @@ class Nonsense(FakeQmp):
         asked = 0
 
         class Writer:
-            def write(_, data: bytes) -> None:  # noqa: N805
+            def write(_, data: bytes) -> None:
                 nonlocal asked
                 asked += 1
                 writer.write(data if asked <= 2 else self.said)
 
-            def __getattr__(_, name: str) -> object:  # noqa: N805
+            def __getattr__(_, name: str) -> object:
                 return getattr(writer, name)
 
         await super().serve(reader, Writer())  # type: ignore[arg-type]

@@ -43,12 +43,14 @@ async def _drain(target: Target, *, force: bool, waits: bool) -> None:
         )
         if coming > headroom and not force:
             raise HostError("not so much memory is left", "drain fewer guests, or say --force")
-        before = read_holds(target.state_dir)
+        holds = read_holds(target.state_dir)
+        modes = {name: stats.known_mode for name, stats in figures.items() if stats}
         for name in target.names:
-            stats = figures.get(name) if name is not None else None
-            known = before.guests.get(name) if name is not None else before.all
-            mode = known.mode if known and known.mode else Mode(stats.mode) if stats else None
-            hold(target.state_dir, name, Hold(verb=Verb.DRAIN, mode=mode))
+            known = holds.all if name is None else holds.guests.get(name)
+            before = {one: mode for one, mode in modes.items() if mode and name in (None, one)}
+            # What is drained already shared something else before than it shares now.
+            before |= known.modes if known else {}
+            hold(target.state_dir, name, Hold(verb=Verb.DRAIN, modes=before))
         await for_each(guests, lambda guest: _empty(guest, waits=waits))
 
 
@@ -68,7 +70,12 @@ async def _empty(guest: Found, *, waits: bool) -> str:
         except NotSharingError:
             return "runs without memshare"
         await monitor.set("mode", Mode.OFF)
-        while waits and (stats := await monitor.stats()).shared_pages:
-            await asyncio.sleep(LOOK_SECONDS)
+    while waits and stats.shared_pages:
+        await asyncio.sleep(LOOK_SECONDS)
+        # Not held open meanwhile: a monitor serves one client at a time, and the daemon looks too.
+        async with guest.monitor() as monitor:
+            stats = await monitor.stats()
+        if stats.mode != Mode.OFF:
+            raise MemshareError("was given another mode meanwhile")
     left = f", {human_bytes(stats.shared_pages * PAGE_BYTES)} still shared" if not waits else ""
     return f"drained{left}"

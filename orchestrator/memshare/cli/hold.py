@@ -6,7 +6,7 @@ The guests are asked directly, so that these verbs work without the daemon. What
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import wraps
 from pathlib import Path
@@ -60,8 +60,11 @@ def of_guests(verb: Command) -> Command:
 
 
 @asynccontextmanager
-async def opened(target: Target) -> AsyncIterator[list[Found]]:
-    """Find the guests that are meant; raises NoSuchDomainError for one that does not run."""
+async def opened(target: Target, known: Container[str] = ()) -> AsyncIterator[list[Found]]:
+    """Find the guests that are meant and run; raises NoSuchDomainError for one that does not and is not known.
+
+    What is said of all guests is said although a place cannot be asked: that is told at the end.
+    """
     async with AsyncExitStack() as stack:
         sources = sources_of(target.config)
         for source in sources:
@@ -73,16 +76,20 @@ async def opened(target: Target) -> AsyncIterator[list[Found]]:
             except UnreachableError as error:
                 lost.append(error)
         found = {guest.domain.name: guest for guest in union(lists)}
-        missing = [name for name in target.guests if name not in found]
-        if lost and (missing or not found):
+        absent = [name for name in target.guests if name not in found]
+        if lost and absent:
             raise lost[0]  # it may be there
-        if missing:
-            raise NoSuchDomainError(f"{missing[0]}: no such guest runs here", "memshare list")
-        yield list(found.values()) if target.everyone else [found[name] for name in target.guests]
+        for name in absent:
+            if name not in known:
+                raise NoSuchDomainError(f"{name}: no such guest runs here", "memshare list")
+        names = found if target.everyone else target.guests
+        yield [found[name] for name in names if name in found]
         for unasked in lost:
             click.echo(f"error: {unasked}", err=True)
         if lost:
-            raise MemshareError("some guests could not be asked", "say it again when they can be")
+            raise UnreachableError(
+                "some guests could not be asked", "say it again when they can be"
+            )
 
 
 async def for_each(guests: Sequence[Found], do: Callable[[Found], Awaitable[str]]) -> None:

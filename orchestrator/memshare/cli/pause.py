@@ -6,7 +6,7 @@ import asyncio
 import click
 
 from memshare.cli.hold import Target, for_each, of_guests, opened
-from memshare.clients.holds import Hold, Verb, hold
+from memshare.clients.holds import Hold, Verb, hold, read_holds
 from memshare.clients.monitor import NotSharingError
 from memshare.clients.sources import Found
 
@@ -16,7 +16,8 @@ from memshare.clients.sources import Found
 def command(target: Target) -> None:
     """Stop scanning guests: nothing new is shared, what is shared stays.
 
-    It lasts until `memshare resume`, over restarts of guest and daemon. Works without the daemon. Costs no memory;
+    It lasts until `memshare resume`, over restarts of guest and daemon. Works without the daemon. Costs no memory, and
+    leaves guests drained that are;
     to have guests share nothing at all, `memshare drain`.
     """
     asyncio.run(_pause(target))
@@ -24,8 +25,13 @@ def command(target: Target) -> None:
 
 async def _pause(target: Target) -> None:
     async with opened(target) as guests:
+        holds = read_holds(target.state_dir)
         for name in target.names:
-            hold(target.state_dir, name, Hold(verb=Verb.PAUSE))
+            known = holds.all if name is None else holds.guests.get(name)
+            if (
+                known is None or known.verb is not Verb.DRAIN
+            ):  # that stops more, and knows the way back
+                hold(target.state_dir, name, Hold(verb=Verb.PAUSE))
         await for_each(guests, _stop)
 
 

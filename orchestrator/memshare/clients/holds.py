@@ -28,10 +28,10 @@ class Verb(StrEnum):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One hold. mode is what the guest shared before a drain, to go back to; None: as its owner says."""
+    """One hold. modes is what each guest shared before a drain, to go back to."""
 
     verb: Verb
-    mode: Mode | None = None
+    modes: dict[str, Mode] = msgspec.field(default_factory=dict)
 
 
 class Holds(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,13 +50,18 @@ def read_holds(state_dir: Path) -> Holds:
     """Return all holds. One that cannot be read holds what it names: a kill switch fails towards stopping."""
     everything: Hold | None = None
     guests: dict[str, Hold] = {}
-    folder = state_dir / FOLDER
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    try:
+        paths = sorted((state_dir / FOLDER).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        paths = []  # nothing was ever held here
+    except OSError:
+        return Holds(all=Hold(verb=Verb.PAUSE))
+    for path in paths:
         try:
             hold = msgspec.json.decode(path.read_bytes(), type=Hold)
         except FileNotFoundError:
             continue  # resumed meanwhile
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             hold = Hold(verb=Verb.PAUSE)
         if path.name == ALL:
             everything = hold
