@@ -83,12 +83,16 @@ def load(path: Path = PATH) -> Config:
     """
     if path != PATH and not path.exists():
         raise UsageError(f"{path}: no such file")
+    tables = {file: _read(file) for file in files_of(path)}
     merged: dict[str, Any] = {}
-    for file in files_of(path):
-        table = _read(file)
-        _convert(table, file)  # so that an error names the file that has it
+    for table in tables.values():
         merged = _merged(merged, table)
-    return _convert(merged, path)
+    try:
+        return _convert(merged, path)
+    except UsageError:
+        for file, table in tables.items():
+            _convert(table, file)  # so that an error names the file that has it
+        raise
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -73,6 +73,13 @@ def test_what_only_two_files_together_get_wrong_is_found(tmp_path: Path) -> None
         config.load(path)
 
 
+def test_a_drop_in_is_judged_with_the_files_before_it(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, main="[policy]\nprobe-seconds = 90\n", site="[policy]\npass-seconds = 60\n"
+    )
+    assert config.load(path).policy.pass_seconds == 60
+
+
 def test_check_and_show(tmp_path: Path) -> None:
     path = write(tmp_path, main='group = "a"\n')
     done = CliRunner().invoke(command, ["check", "--config", str(path)])

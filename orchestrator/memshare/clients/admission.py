@@ -19,12 +19,25 @@ from memshare.errors import MemshareError, UnreachableError
 LIBVIRT_RUN = Path("/run/libvirt/qemu")
 
 
+class _Group(msgspec.Struct):
+    """A group that the broker has."""
+
+    name: str
+
+
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """A guest, the group it belongs to, and its cgroup (v2), as a path from the root of all."""
 
     uuid: str
     group: str
     cgroup: str
+
+
+class _Known(msgspec.Struct):
+    """What the broker knows, of its answer to `status`."""
+
+    groups: list[_Group]
+    allowed: list[Announcement]
 
 
 def guests_own(cgroup: str, domain_id: int) -> str:
@@ -63,18 +76,24 @@ def find_cgroup(name: str, domain_id: int, run: Path = LIBVIRT_RUN) -> str:
         raise MemshareError(f"{name}: {error}", error.hint) from error
 
 
+async def _known(control: Path) -> _Known:
+    answer = await ask(control, "status")
+    try:
+        return msgspec.convert(answer, _Known)
+    except msgspec.ValidationError as error:
+        raise MemshareError(f"{control}: status: {error}") from error
+
+
 async def announce(control: Path, guest: Announcement) -> None:
     """Have the broker admit this guest to this group and to no other; makes the group if need be."""
-    status = await ask(control, "status")
-    if guest.group not in {group["name"] for group in status["groups"]}:
+    if guest.group not in {group.name for group in (await _known(control)).groups}:
         await ask(control, "group-add", group=guest.group)
     await ask(control, "allow", **msgspec.to_builtins(guest))
 
 
 async def forget(control: Path, uuid: str) -> None:
     """Have the broker admit this guest no more. One that it does not know is fine."""
-    status = await ask(control, "status")
-    if uuid in {allowed["uuid"] for allowed in status["allowed"]}:
+    if uuid in {told.uuid for told in (await _known(control)).allowed}:
         await ask(control, "forget", uuid=uuid)
 
 
@@ -85,8 +104,7 @@ async def reconcile(control: Path, guests: Iterable[Announcement]) -> list[Memsh
     """
     wanted = {guest.uuid: guest for guest in guests}
     problems = []
-    allowed = (await ask(control, "status"))["allowed"]
-    known = {told["uuid"]: msgspec.convert(told, Announcement) for told in allowed}
+    known = {told.uuid: told for told in (await _known(control)).allowed}
     for uuid in known.keys() - wanted.keys():
         await forget(control, uuid)
     for uuid, guest in wanted.items():

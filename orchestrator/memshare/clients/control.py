@@ -20,7 +20,8 @@ LINE_BYTES_MAX = 16 << 20
 
 #: By the exit code that the daemon names in its refusals.
 KINDS = {
-    kind.exit_code: kind for kind in (UsageError, UnreachableError, NoSuchDomainError, HostError)
+    str(kind.exit_code): kind
+    for kind in (UsageError, UnreachableError, NoSuchDomainError, HostError)
 }
 
 
@@ -45,11 +46,13 @@ async def ask(
         raise UnreachableError(
             f"{socket}: {(error.strerror or str(error)).lower()}", hint
         ) from error
+    except ValueError as error:
+        raise MemshareError(f"{socket}: {command}: an answer without end came back") from error
     try:
         answer: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MemshareError(f"{socket}: {command}: no JSON object came back") from error
     if answer.get("ok") is False:
-        kind = KINDS.get(answer.get("exit_code", 1), MemshareError)
+        kind = KINDS.get(str(answer.get("exit_code")), MemshareError)
         raise kind(f"{socket}: {command}: {answer.get('error', 'refused')}", answer.get("hint"))
     return answer

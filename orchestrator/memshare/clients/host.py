@@ -126,7 +126,9 @@ def pressure_alarm(
             alarm.register(descriptor, select.EPOLLPRI)
 
             def ring() -> None:
-                alarm.poll(0)
+                # A cgroup that has gone is in error for ever: heeding that would be a loop without a rest.
+                if any(event & select.EPOLLERR for _, event in alarm.poll(0)):
+                    loop.remove_reader(alarm.fileno())
                 on_alarm()
 
             loop.add_reader(alarm.fileno(), ring)

@@ -2,7 +2,9 @@
 """The operator's hook: the guard's last step, when neither scanning nor balloons have brought enough."""
 
 import asyncio
+import contextlib
 import os
+import signal
 
 import structlog
 
@@ -20,7 +22,7 @@ async def run_hook(path: str, action: RunHook, timeout_seconds: float) -> None:
     }
     try:
         process = await asyncio.create_subprocess_exec(
-            path, stdin=asyncio.subprocess.DEVNULL, env=environment
+            path, stdin=asyncio.subprocess.DEVNULL, env=environment, start_new_session=True
         )
     except OSError as error:
         log.error("hook_failed", hook=path, reason=error.strerror)
@@ -34,5 +36,7 @@ async def run_hook(path: str, action: RunHook, timeout_seconds: float) -> None:
         (log.info if code == 0 else log.error)("hook_ended", hook=path, exit_code=code)
     finally:
         if process.returncode is None:
-            process.kill()
+            # A script waits for what it has started: all of it has to end.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()

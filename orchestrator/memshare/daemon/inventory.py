@@ -15,6 +15,7 @@ from memshare.clients.admission import Announcement
 from memshare.clients.sources import Found, Source, union
 from memshare.daemon.watcher import Watcher
 from memshare.errors import MemshareError
+from memshare.model import Domain
 
 log = structlog.get_logger()
 
@@ -133,7 +134,11 @@ class Inventory:
                     group=guest.domain.group,
                     problem=guest.domain.problem or None,
                 )
-            elif known.found.domain != guest.domain:
+            elif _said(known.found) != _said(guest):
                 log.info("guest_changed", domain=name, option=str(guest.domain.option))
                 known.found = guest
                 self._tell()
+
+
+def _said(found: Found) -> tuple[Domain, Announcement | None]:
+    return found.domain, found.announcement

@@ -10,7 +10,14 @@ from typing import Any
 
 import structlog
 
+from memshare.clients.sources import printable
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def _printable(_logger: object, _method: str, line: str) -> str:
+    """Keep what guests and others say from being more than text on whoever's terminal."""
+    return printable(line)
 
 
 def set_up(*, json: bool, level: str = "info") -> None:
@@ -24,6 +31,7 @@ def set_up(*, json: bool, level: str = "info") -> None:
         processors.append(structlog.processors.JSONRenderer())
     else:
         processors.append(structlog.processors.LogfmtRenderer(key_order=keys))
+        processors.append(_printable)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),

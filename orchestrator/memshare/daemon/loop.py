@@ -21,6 +21,7 @@ from memshare.daemon.inventory import Inventory
 from memshare.daemon.state import State, save
 from memshare.daemon.view import View
 from memshare.daemon.watcher import Watcher
+from memshare.errors import HostError
 from memshare.model import Mode, Option
 from memshare.policy import (
     Balloon,
@@ -33,6 +34,7 @@ from memshare.policy import (
     Snapshot,
     Step,
     decide,
+    forget,
     is_rising,
 )
 from memshare.policy.decision import HOST_SECONDS
@@ -67,7 +69,9 @@ class Loop:
         self._woken = inventory.listener()
         self._actions: Counter[str] = Counter()
         self._modes: dict[str, tuple[str, Mode | None]] = {}
+        self._drained: dict[str, tuple[str, Mode]] = {}
         self._hook: asyncio.Task[None] | None = None
+        self._cgroup_problem = ""
 
     def wake(self) -> None:
         """Look now."""
@@ -93,12 +97,13 @@ class Loop:
         await self._ask(watchers)
         for name, watcher in watchers.items():
             self._keep_mode(watcher, holds.of(name))
-        snapshot = self._snapshot(read_host(self._cgroup), holds)
+        self._forget_ended()
+        snapshot = self._snapshot(self._host(), holds)
         decision = decide(snapshot, self._state.policy, self._config.policy)
-        self._carry_out(decision, group)
-        if decision.state.guard.ballooned != self._state.policy.guard.ballooned:
-            save(self._state_dir, decision.state)
         self._state.policy = decision.state
+        # Before anything is taken: whoever comes after a daemon that died has to know of it.
+        save(self._state_dir, self._state)
+        self._carry_out(decision, group)
         self.view = View(
             taken_seconds=time.time(),
             domains=tuple(watcher.domain for watcher in watchers.values()),
@@ -129,6 +134,31 @@ class Loop:
         except TimeoutError:
             pass
 
+    def _host(self) -> Host:
+        """Look at the host. A cgroup that is not there bounds nobody: a slice goes with the last guest in it."""
+        try:
+            host = read_host(self._cgroup)
+        except HostError as error:
+            if not self._cgroup_problem:
+                log.warning("cgroup_lost", reason=str(error), hint=error.hint)
+            self._cgroup_problem = str(error)
+            return read_host()
+        if self._cgroup_problem:
+            log.info("cgroup_found_again", cgroup=str(self._cgroup))
+        self._cgroup_problem = ""
+        return host
+
+    def _forget_ended(self) -> None:
+        """Have the policy forget guests that have ended, also those whose names others have now."""
+        now = {name: watcher.found.process for name, watcher in self._inventory.watchers.items()}
+        before = self._state.processes
+        ended = {name for name, process in before.items() if now.get(name) != process}
+        if self._inventory.is_complete:  # of those who were told of by an earlier daemon
+            ended |= self._state.policy.guard.ballooned.keys() - now.keys()
+        if ended:
+            self._state.policy = forget(self._state.policy, ended)
+        self._state.processes = now
+
     def _snapshot(self, host: Host, holds: Holds) -> Snapshot:
         return Snapshot(
             taken_ns=time.monotonic_ns(),
@@ -151,14 +181,21 @@ class Loop:
         """Have the guest share what its owner wants, or nothing while it is drained.
 
         Told once for each change of mind: what somebody sets by hand meanwhile stays, and a plugin that allows
-        less than is wanted is not told so each second.
+        less than is wanted is not told so each second. A guest without an option goes back to what it shared before
+        it was drained here; one that `memshare drain` has drained is off already, and `memshare resume` knows more.
         """
         domain, stats = watcher.found.domain, watcher.stats
         if stats is None or stats.state == "refused":
             return
-        wanted = domain.option.mode if domain.option else None
+        process, drained = self._drained.get(domain.name, ("", None))
+        before = drained if process == watcher.found.process else None
+        wanted = domain.option.mode if domain.option else before
         if hold is not None and hold.verb is Verb.DRAIN:
             wanted = Mode.OFF
+            if before is None and stats.known_mode not in (None, Mode.OFF):
+                self._drained[domain.name] = (watcher.found.process, stats.known_mode)
+        else:
+            self._drained.pop(domain.name, None)
         told = (watcher.found.process, wanted)
         if self._modes.get(domain.name) == told:
             return
@@ -221,8 +258,7 @@ class Loop:
             except TimeoutError:
                 pass
             self._on_look()
-            host = read_host(self._cgroup)
-            if is_rising(time.monotonic_ns(), host, decision, self._config.policy):
+            if is_rising(time.monotonic_ns(), self._host(), decision, self._config.policy):
                 return
             if read_holds(self._state_dir) != holds:
                 return

@@ -68,9 +68,13 @@ class Service:
         self._path = path
         self._config = config
         self._notifier = sdnotify.SystemdNotifier()
+        self._signals: asyncio.Queue[int] = asyncio.Queue()
 
     async def run(self) -> None:
         """Serve; returns when a signal says stop. MemshareError."""
+        # Once and not at each reload: what comes during a reload is heeded after it.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._signals.put_nowait, number)
         state_dir = Path(self._config.state_dir)
         with alone(state_dir):
             state = load_state(state_dir)
@@ -81,7 +85,6 @@ class Service:
                 except* _Stop:
                     goes_on = False
                     log.info("daemon_stopped")
-                    self._notifier.notify("STOPPING=1")
                 except* _Reload:
                     log.info("daemon_reloaded", config=str(self._path))
 
@@ -127,12 +130,9 @@ class Service:
 
     async def _heed_signals(self) -> None:
         """Raise what a signal means; a configuration that is wrong is told, and the old one stays."""
-        loop = asyncio.get_running_loop()
-        came: asyncio.Queue[int] = asyncio.Queue()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, came.put_nowait, number)
         while True:
-            if await came.get() != signal.SIGHUP:
+            if await self._signals.get() != signal.SIGHUP:
+                self._notifier.notify("STOPPING=1")
                 raise _Stop
             try:
                 config = load(self._path)

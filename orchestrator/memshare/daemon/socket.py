@@ -14,7 +14,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,6 +26,8 @@ from memshare.errors import MemshareError, NoSuchDomainError, UnreachableError, 
 from memshare.policy import explain, fits
 
 LINE_BYTES_MAX = 64 << 10
+#: At the same time, for whoever opens connections and leaves them must not take all descriptors of the daemon.
+CLIENTS_MAX = 64
 
 
 class ViewCommand(msgspec.Struct, frozen=True, tag_field="command", tag="view"):
@@ -41,8 +43,8 @@ class ExplainCommand(msgspec.Struct, frozen=True, tag_field="command", tag="expl
 class FitsCommand(msgspec.Struct, frozen=True, tag_field="command", tag="fits"):
     """Whether more guests are safe."""
 
-    ram_bytes: int
-    count: int = 1
+    ram_bytes: Annotated[int, msgspec.Meta(gt=0, le=1 << 60)]
+    count: Annotated[int, msgspec.Meta(gt=0, le=1 << 20)] = 1
     like: str | None = None
 
 
@@ -63,7 +65,7 @@ class Answerer:
         try:
             try:
                 command = msgspec.json.decode(line, type=Command)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise UsageError(f"not a command: {error}") from error
             return {"ok": True, **self._run(command)}
         except MemshareError as error:
@@ -111,8 +113,6 @@ class Answerer:
         return answer
 
     def _fits(self, command: FitsCommand, view: View) -> Mapping[str, Any]:
-        if command.ram_bytes <= 0 or command.count <= 0:
-            raise UsageError("ram_bytes and count are above 0")
         like = None
         if command.like is not None:
             guests = {guest.domain: guest for guest in view.snapshot.guests}
@@ -151,9 +151,17 @@ def _shown(view: View) -> Mapping[str, Any]:
 
 @asynccontextmanager
 async def serving(path: Path, answerer: Answerer) -> AsyncIterator[None]:
-    """Listen at the path, for root and the socket's group. MemshareError when that cannot be."""
+    """Listen at the path, for root and the socket's group. MemshareError when that cannot be.
+
+    Connections end with it: the next configuration has another answerer.
+    """
+    clients: set[asyncio.StreamWriter] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(clients) >= CLIENTS_MAX:
+            writer.close()
+            return
+        clients.add(writer)
         try:
             while line := await reader.readline():
                 writer.write(msgspec.json.encode(answerer.answer(line)) + b"\n")
@@ -161,6 +169,7 @@ async def serving(path: Path, answerer: Answerer) -> AsyncIterator[None]:
         except (ValueError, OSError):
             pass  # a line without end, or the peer has gone
         finally:
+            clients.discard(writer)
             writer.close()
 
     try:
@@ -177,4 +186,6 @@ async def serving(path: Path, answerer: Answerer) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
+        for writer in clients:
+            writer.transport.abort()
         path.unlink(missing_ok=True)

@@ -5,12 +5,12 @@ What balloons have taken is on disk, because it has to be given back whoever too
 within a minute.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from memshare.errors import MemshareError
 from memshare.policy import State as PolicyState
 from memshare.policy.guard import Guard
 
@@ -20,9 +20,15 @@ FILE = "ballooned.json"
 
 
 class State(msgspec.Struct, kw_only=True):
-    """The policy's state, in a place that outlives a loop."""
+    """The policy's state and whose it is, in a place that outlives a loop.
+
+    processes tells one start of a guest from the next. saved is what is on disk, None where it is not known.
+    """
 
     policy: PolicyState
+    processes: Mapping[str, str] = msgspec.field(default_factory=dict)
+    saved: Mapping[str, int] | None = None
+    problem: str = ""
 
 
 def load(state_dir: Path) -> State:
@@ -33,17 +39,28 @@ def load(state_dir: Path) -> State:
         ballooned = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
     except FileNotFoundError:
         pass
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         log.error("state_not_read", file=str(path), reason=str(error))
     return State(policy=PolicyState(guard=Guard(ballooned=ballooned)))
 
 
-def save(state_dir: Path, state: PolicyState) -> None:
-    """Write down what balloons have taken. MemshareError."""
+def save(state_dir: Path, state: State) -> None:
+    """Write down what balloons have taken, if it is not. What cannot be written is logged, and tried again next time.
+
+    A disk that is full is no reason to let the host run out of memory.
+    """
+    ballooned = state.policy.guard.ballooned
+    if ballooned == state.saved:
+        return
     path = state_dir / FILE
     try:
         new = path.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode(state.guard.ballooned))
+        new.write_bytes(msgspec.json.encode(ballooned))
         new.replace(path)
     except OSError as error:
-        raise MemshareError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        problem = (error.strerror or str(error)).lower()
+        if problem != state.problem:
+            log.error("state_not_saved", file=str(path), reason=problem)
+        state.problem = problem
+    else:
+        state.saved, state.problem = ballooned, ""

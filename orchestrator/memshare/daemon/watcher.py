@@ -24,6 +24,8 @@ log = structlog.get_logger()
 SELDOM_SECONDS = 30.0
 FAILED_SECONDS = 5.0
 
+BALLOON = "balloon"  # among the wishes; all others are properties of the plugin
+
 
 class Watcher:
     """What is known of one guest, and what it is still to be told. `run` does the work."""
@@ -39,7 +41,6 @@ class Watcher:
         self._problem = ""
         self._answered = True
         self._wishes: dict[str, str | int] = {}
-        self._balloon_target: int | None = None
         self._due = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -68,8 +69,7 @@ class Watcher:
 
     def inflate(self, target_bytes: int) -> None:
         """Have the guest's balloon leave it so much RAM."""
-        self._balloon_target = target_bytes
-        self._wake()
+        self.tell(BALLOON, target_bytes)
 
     def _wake(self) -> None:
         self._idle.clear()
@@ -104,19 +104,27 @@ class Watcher:
                 self._idle.set()
 
     async def _do(self, monitor: Monitor) -> None:
+        refused: MemshareError | None = None
         while self._wishes:
             name = next(iter(self._wishes))
             value = self._wishes[name]
-            await monitor.set(name, value)
+            try:
+                if name == BALLOON:
+                    await monitor.set_balloon(int(value))
+                else:
+                    await monitor.set(name, value)
+            except UnreachableError:
+                raise
+            except MemshareError as error:
+                refused = error  # a no is an answer: what is asked next must not wait for a yes
             if self._wishes.get(name) == value:
                 del self._wishes[name]
-        if self._balloon_target is not None:
-            target, self._balloon_target = self._balloon_target, None
-            await monitor.set_balloon(target)
         if self.wants_balloon:
             self.balloon_bytes = await monitor.balloon_bytes()
         self.stats = await monitor.stats()
         self.taken_ns = time.monotonic_ns()
+        if refused is not None:
+            raise refused
 
     def _failed(self, problem: str, *, answered: bool) -> None:
         """Remember how it went; a change is logged once, and not at each look."""
