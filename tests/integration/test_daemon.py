@@ -4,6 +4,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -210,6 +211,13 @@ async def test_one_daemon_a_host_and_reload_takes_only_what_is_right(host: Host)
         daemon.configure(policy=POLICY, qmp_dirs=[])
         daemon.reload()
         assert "folder of QMP sockets" in await daemon.logged("reload_refused", "folder")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            daemon.configure(qmp_dirs=[str(host.monitors)], metrics={"port": port})
+            daemon.reload()
+            await daemon.logged("reload_refused", f"port {port}")
+            await daemon.view_when(lambda view: bool(stats_in(view, "a")))
+        daemon.configure(metrics={"port": 0})
         other = host.monitors.with_name("other")
         other.mkdir()
         daemon.configure(qmp_dirs=[str(other)])

@@ -102,6 +102,27 @@ async def test_the_kernel_rings_when_tasks_wait_for_memory(tmp_path: Path) -> No
             await reader.wait()
 
 
+async def test_a_cgroup_that_goes_rings_no_more() -> None:
+    unified = Path("/sys/fs/cgroup/unified")
+    cgroup = (unified if unified.exists() else unified.parent) / f"memshare-test-{os.getpid()}"
+    cgroup.mkdir()
+    rung = 0
+
+    def ring() -> None:
+        nonlocal rung
+        rung += 1
+
+    try:
+        with pressure_alarm(cgroup / "memory.pressure", ["some 200000 2000000"], ring):
+            cgroup.rmdir()
+            for _ in range(1000):  # turns of asyncio's loop
+                await asyncio.sleep(0)
+    finally:
+        if cgroup.exists():
+            cgroup.rmdir()
+    assert rung <= 1
+
+
 async def test_a_trigger_that_the_kernel_does_not_take_is_an_error() -> None:
     with (
         pytest.raises(HostError, match="/proc/pressure/memory: Invalid argument: some 5"),

@@ -68,6 +68,7 @@ class Service:
         self._path = path
         self._config = config
         self._notifier = sdnotify.SystemdNotifier()
+        self._in_force: Config | None = None
         self._signals: asyncio.Queue[int] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -87,6 +88,12 @@ class Service:
                     log.info("daemon_stopped")
                 except* _Reload:
                     log.info("daemon_reloaded", config=str(self._path))
+                except* MemshareError as errors:
+                    if self._in_force is None or self._config is self._in_force:
+                        raise
+                    # Well-formed, and impossible: a port or a socket that cannot be had.
+                    log.error("reload_refused", reason=str(errors.exceptions[0]))
+                    self._config = self._in_force
 
     async def _serve(self, state: State) -> None:
         """Run all parts with one configuration, until a signal."""
@@ -109,6 +116,7 @@ class Service:
                 stack.callback(server.server_close)
                 stack.callback(server.shutdown)
             log.info("daemon_started", sources=" ".join(source.name for source in sources))
+            self._in_force = config
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._heed_signals())
                 group.create_task(inventory.run())
