@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from memshare.clients.admission import reconcile
+from memshare.clients.holds import Hold, Verb, hold, release
 from memshare.clients.monitor import Monitor
 from memshare.clients.sources import Found, Source
 from memshare.config import Config
@@ -38,6 +39,7 @@ class FakeMonitor(Monitor):
         super().__init__("a")
         self.wrong: dict[str, MemshareError] = {}
         self.done: list[tuple[str, object]] = []
+        self.figures: dict[str, object] = {}
 
     async def execute(self, command: str, **arguments: object) -> Any:
         name = str(arguments.get("property", command))
@@ -47,7 +49,7 @@ class FakeMonitor(Monitor):
             self.done.append((name, arguments["value"]))
         return {
             "qom-list": [{"name": "memshare0"}],
-            "qom-get": stats(),
+            "qom-get": stats(**self.figures),
             "query-balloon": {"actual": 1 << 30},
         }.get(command)
 
@@ -153,6 +155,24 @@ async def test_a_cgroup_that_goes_is_no_end_of_the_daemon(tmp_path: Path) -> Non
     assert [line["event"] for line in logs] == ["cgroup_lost"]
     assert looks.loop.view is not None
     assert looks.loop.view.snapshot.host.limit_bytes == 0
+
+
+async def test_a_guest_that_the_daemon_has_drained_goes_back_to_what_it_shared(
+    tmp_path: Path,
+) -> None:
+    monitor = FakeMonitor()
+    monitor.figures = {"mode": "zero"}
+    hold(tmp_path, None, Hold(verb=Verb.DRAIN))
+    looks = Looks(Config(state_dir=str(tmp_path)), Fixed(monitor.found()))
+    async with looks.running():
+        await looks.look(lambda: ("mode", "off") in monitor.done)
+        monitor.figures["mode"] = "off"
+        await looks.look()
+        release(tmp_path, None)
+        await looks.look(lambda: ("mode", "zero") in monitor.done)
+        monitor.figures["mode"] = "zero"
+        await looks.look()
+    assert [value for name, value in monitor.done if name == "mode"] == ["off", "zero"]
 
 
 async def test_what_was_taken_is_forgotten_with_the_guest_and_not_before(tmp_path: Path) -> None:
