@@ -152,3 +152,23 @@ async def test_a_mode_that_nobody_knows_keeps_no_other_guest_from_being_drained(
         other = await host.start(stack, Guest("b"))
         await host.drain()
         assert (odd.state[0], other.state[0]) == ("off", "off")
+
+
+async def test_a_guest_whose_figures_are_not_understood_is_stopped_all_the_same(host: Host) -> None:
+    async with AsyncExitStack() as stack:
+        odd = await host.start(stack, Guest("a", ram_bytes="much"))
+        await host.pause("a")
+        assert odd.state == ("content", 0)
+        with pytest.raises(MemshareError, match="ram_bytes"):
+            await host.drain("a")
+        assert odd.state == ("off", 0)
+
+
+async def test_a_guest_without_the_plugin_is_no_error(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(fake_qmp(host.folder / "a.sock", "a", {}))
+        await host.pause("a")
+        await host.drain("a")
+    assert capsys.readouterr().err.count("a: runs without memshare") == 2

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from memshare.cli.hold import Target, for_each, of_guests, opened
+from memshare.cli.hold import Target, for_each, is_told, of_guests, opened
 from memshare.clients.holds import Hold, Verb, hold, read_holds
 from memshare.clients.host import read_host
-from memshare.clients.monitor import NotSharingError
 from memshare.clients.sources import Found
 from memshare.errors import HostError, MemshareError
 from memshare.model import Mode, PageStats
@@ -65,11 +64,9 @@ async def _stats(guest: Found) -> PageStats | None:
 
 async def _empty(guest: Found, *, waits: bool) -> str:
     async with guest.monitor() as monitor:
-        try:
-            stats = await monitor.stats()
-        except NotSharingError:
+        if not await is_told(monitor, "mode", Mode.OFF):
             return "runs without memshare"
-        await monitor.set("mode", Mode.OFF)
+        stats = await monitor.stats()
     while waits and stats.shared_pages:
         await asyncio.sleep(LOOK_SECONDS)
         # Not held open meanwhile: a monitor serves one client at a time, and the daemon looks too.

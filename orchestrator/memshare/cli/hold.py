@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from memshare.cli import options
+from memshare.clients.monitor import Monitor, NotSharingError
 from memshare.clients.sources import Found, sources_of, union
 from memshare.config import Config, load
 from memshare.errors import MemshareError, NoSuchDomainError, UnreachableError, UsageError
@@ -112,3 +113,23 @@ async def for_each(guests: Sequence[Found], do: Callable[[Found], Awaitable[str]
         click.echo(f"error: {error}", err=True)
     if errors:
         raise MemshareError(f"{len(errors)} of {len(guests)} guests could not be told")
+
+
+async def is_told(monitor: Monitor, name: str, value: str | int) -> bool:
+    """Set a property of a guest's plugin; False when it has none.
+
+    Said before anything is asked: a guest whose figures nobody understands has to stop like any other.
+    """
+    try:
+        await monitor.set(name, value)
+    except UnreachableError:
+        raise
+    except MemshareError as refused:
+        try:
+            await monitor.stats()
+        except NotSharingError:
+            return False
+        except MemshareError:
+            pass
+        raise refused from None
+    return True

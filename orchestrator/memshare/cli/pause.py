@@ -5,9 +5,8 @@ import asyncio
 
 import click
 
-from memshare.cli.hold import Target, for_each, of_guests, opened
+from memshare.cli.hold import Target, for_each, is_told, of_guests, opened
 from memshare.clients.holds import Hold, Verb, hold, read_holds
-from memshare.clients.monitor import NotSharingError
 from memshare.clients.sources import Found
 
 
@@ -37,9 +36,6 @@ async def _pause(target: Target) -> None:
 
 async def _stop(guest: Found) -> str:
     async with guest.monitor() as monitor:
-        try:
-            await monitor.stats()
-        except NotSharingError:
-            return "runs without memshare"
-        await monitor.set("scan-rate", 0)
-    return "paused"
+        if await is_told(monitor, "scan-rate", 0):
+            return "paused"
+    return "runs without memshare"
