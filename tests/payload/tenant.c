@@ -29,13 +29,13 @@ static volatile uint32_t (*const memory)[PAGE_WORDS] = (void *)(16u << 20);
 
 static void out(uint16_t port, uint8_t value)
 {
-    __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port));
+    __asm__ volatile("outb %0, %1" : : "a"(value), "d"(port));
 }
 
 static uint8_t in(uint16_t port)
 {
     uint8_t value;
-    __asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
+    __asm__ volatile("inb %1, %0" : "=a"(value) : "d"(port));
     return value;
 }
 

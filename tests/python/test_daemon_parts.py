@@ -125,7 +125,7 @@ class Looks:
         self.state = state or State(policy=PolicyState())
         self.inventory = Inventory([source])
         self.looked = asyncio.Event()
-        self.loop = Loop(config, self.inventory, None, self.state, self.looked.set)
+        self.loop = Loop(config, self.inventory, None, None, self.state, self.looked.set)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

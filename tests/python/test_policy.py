@@ -25,7 +25,7 @@ from memshare.policy import (
     explain,
     fits,
     forget,
-    is_rising,
+    glance,
     psi_triggers,
 )
 from memshare.policy.evidence import Evidence, observe
@@ -153,10 +153,19 @@ def test_urgency_falls_slowly() -> None:
 def test_rising_is_seen_without_asking_guests() -> None:
     decision = after(look(0, 12 * GIB))
     assert decision.look_seconds == 10
-    assert not is_rising(SECOND_NS, look(1, 12 * GIB).host, decision, CONFIG)
-    assert is_rising(SECOND_NS, look(1, GIB // 2).host, decision, CONFIG)
-    stalled = look(1, 12 * GIB, psi_some_ns=SECOND_NS // 20).host
-    assert is_rising(SECOND_NS, stalled, decision, CONFIG)
+
+    def is_rising(seconds: float, state: State, headroom_bytes: int, some_ns: int = 0) -> bool:
+        host = look(seconds, headroom_bytes, psi_some_ns=some_ns).host
+        return glance(int(seconds * SECOND_NS), host, state, decision, CONFIG)[0]
+
+    assert not is_rising(1, decision.state, 12 * GIB)
+    assert is_rising(1, decision.state, GIB // 2)
+    assert is_rising(1, decision.state, 12 * GIB, SECOND_NS // 20)
+    # What one second says is not weighed over all since the decision.
+    state = decision.state
+    for t in range(1, 9):
+        state = glance(t * SECOND_NS, look(t, 12 * GIB).host, state, decision, CONFIG)[1]
+    assert is_rising(9, state, 12 * GIB, SECOND_NS // 20)
 
 
 def test_rates_in_force_are_left_alone() -> None:

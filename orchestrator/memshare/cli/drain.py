@@ -11,7 +11,7 @@ from memshare.clients.holds import Hold, Verb, hold, read_holds
 from memshare.clients.host import read_host
 from memshare.clients.sources import Found
 from memshare.errors import HostError, MemshareError
-from memshare.model import Mode, PageStats
+from memshare.model import WITHOUT_PLUGIN, Mode, PageStats
 from memshare.render import human_bytes
 
 PAGE_BYTES = 4096
@@ -65,7 +65,7 @@ async def _stats(guest: Found) -> PageStats | None:
 async def _empty(guest: Found, *, waits: bool) -> str:
     async with guest.monitor() as monitor:
         if not await is_told(monitor, "mode", Mode.OFF):
-            return "runs without memshare"
+            return WITHOUT_PLUGIN
         stats = await monitor.stats()
     while waits and stats.shared_pages:
         await asyncio.sleep(LOOK_SECONDS)

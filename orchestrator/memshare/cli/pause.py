@@ -8,6 +8,7 @@ import click
 from memshare.cli.hold import Target, for_each, is_told, of_guests, opened
 from memshare.clients.holds import Hold, Verb, hold, read_holds
 from memshare.clients.sources import Found
+from memshare.model import WITHOUT_PLUGIN
 
 
 @click.command("pause")
@@ -38,4 +39,4 @@ async def _stop(guest: Found) -> str:
     async with guest.monitor() as monitor:
         if await is_told(monitor, "scan-rate", 0):
             return "paused"
-    return "runs without memshare"
+    return WITHOUT_PLUGIN

@@ -11,7 +11,7 @@ from memshare.clients.monitor import NotSharingError
 from memshare.clients.sources import Found
 from memshare.domain.plugin import SCAN_RATE_DEFAULT
 from memshare.errors import MemshareError
-from memshare.model import Mode, Option
+from memshare.model import WITHOUT_PLUGIN, Mode, Option
 
 
 @click.command("resume")
@@ -56,7 +56,7 @@ async def _let_go(guest: Found, held: Hold) -> str:
         try:
             stats = await monitor.stats()
         except NotSharingError:
-            return "runs without memshare"
+            return WITHOUT_PLUGIN
         if held.verb is Verb.DRAIN and stats.mode == Mode.OFF:
             shared = held.modes.get(guest.domain.name)
             if mode := guest.domain.option.mode if guest.domain.option else shared:

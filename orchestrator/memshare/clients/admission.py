@@ -60,12 +60,19 @@ def guests_own(cgroup: str, domain_id: int) -> str:
     )
 
 
+def find_pid(name: str, run: Path = LIBVIRT_RUN) -> int | None:
+    """Return the process of a guest that runs on this host, None when libvirtd has written none down."""
+    try:
+        return int((run / f"{name}.pid").read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def find_cgroup(name: str, domain_id: int, run: Path = LIBVIRT_RUN) -> str:
     """Return the cgroup of a guest that runs on this host; raises MemshareError when there is none."""
     try:
-        pid = int((run / f"{name}.pid").read_text())
-        lines = (PROC / str(pid) / "cgroup").read_text().splitlines()
-    except (OSError, ValueError) as error:
+        lines = (PROC / str(find_pid(name, run)) / "cgroup").read_text().splitlines()
+    except OSError as error:
         raise MemshareError(f"{name}: its process is not to be found: {error}") from error
     paths = [line.removeprefix("0::") for line in lines if line.startswith("0::/")]
     if not paths:

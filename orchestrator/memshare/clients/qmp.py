@@ -8,6 +8,7 @@ import asyncio
 import errno
 import logging
 import socket as stdlib_socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -98,17 +99,21 @@ async def open_monitor(
             pass  # it is gone; what mattered was answered or reported already
 
 
-def is_served(socket: Path) -> bool:
-    """Whether somebody listens at a socket. A QEMU that was killed leaves its socket behind."""
+def server_of(socket: Path) -> int | None:
+    """Return the process that listens at a socket, 0 where it cannot be told, None when nobody does.
+
+    A QEMU that was killed leaves its socket behind.
+    """
     with stdlib_socket.socket(stdlib_socket.AF_UNIX) as client:
         client.setblocking(False)
         try:
             client.connect(str(socket))
-        except BlockingIOError:
-            return True  # others wait there already
-        except OSError as error:
-            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
-    return True
+        except OSError as error:  # would it block, others wait there already
+            return None if error.errno in (errno.ECONNREFUSED, errno.ENOENT) else 0
+        size = struct.calcsize("3i")
+        credentials = client.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_PEERCRED, size)
+        pid: int = struct.unpack("3i", credentials)[0]
+        return pid
 
 
 def name_of(socket: Path) -> str:

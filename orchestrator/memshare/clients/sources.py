@@ -11,10 +11,10 @@ from typing import NoReturn
 
 import msgspec
 
-from memshare.clients.admission import LIBVIRT_RUN, Announcement, find_cgroup
+from memshare.clients.admission import LIBVIRT_RUN, Announcement, find_cgroup, find_pid
 from memshare.clients.fleet import default_uris
 from memshare.clients.monitor import Monitor
-from memshare.clients.qmp import is_served, name_of, open_monitor, reason
+from memshare.clients.qmp import name_of, open_monitor, reason, server_of
 from memshare.config import Config
 from memshare.errors import MemshareError, UnreachableError, UsageError
 from memshare.model import Domain
@@ -26,12 +26,13 @@ LOOK_SECONDS = 1.0
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """A guest that runs, without figures, and how to reach its monitor.
 
-    process tells one start of it from the next. announcement is what the broker is to be told; None for a guest that
+    process tells one start of it from the next. pid is that of its QEMU; None where that is unknown, or on another host. announcement is what the broker is to be told; None for a guest that
     belongs to no group, or whose host is another one.
     """
 
     domain: Domain
     process: str
+    pid: int | None = None
     monitor: Callable[[], AbstractAsyncContextManager[Monitor]]
     announcement: Announcement | None = None
 
@@ -78,7 +79,9 @@ class SocketFolder(Source):
 
     async def guests(self) -> list[Found]:
         """Return a guest a socket that is served; one that does not tell its name has that of the socket."""
-        sockets = {key: path for key, path in self._sockets().items() if is_served(path)}
+        found = self._sockets()
+        servers = {key: server_of(path) for key, path in found.items()}
+        sockets = {key: path for key, path in found.items() if servers[key] is not None}
         self._names = {key: name for key, name in self._names.items() if key in sockets}
         async with asyncio.TaskGroup() as group:
             for key, socket in sockets.items():
@@ -89,6 +92,7 @@ class SocketFolder(Source):
             Found(
                 domain=Domain(name=name, source=self.name),
                 process=f"{sockets[key]}:{key[1]}",
+                pid=servers[key] or None,
                 monitor=_opener(sockets[key]),
             )
             for key, name in _distinct(told).items()
@@ -165,6 +169,7 @@ class Libvirt(Source):
         for guest in await self._hypervisor.running():
             domain = self._hypervisor.describe(guest, self._host_group)
             announcement = None
+            pid = find_pid(guest.name, self._run) if self._is_local else None
             if domain.group is not None and self._is_local:
                 try:
                     cgroup = find_cgroup(guest.name, guest.id, self._run)
@@ -176,6 +181,7 @@ class Libvirt(Source):
                 Found(
                     domain=domain,
                     process=f"{guest.uuid}:{guest.id}",
+                    pid=pid,
                     monitor=_lender(self._hypervisor.monitor(guest)),
                     announcement=announcement,
                 )

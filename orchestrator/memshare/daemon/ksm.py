@@ -7,21 +7,28 @@ goes wrong stops ksmd: without sight of whom it scans it must not scan.
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
+import structlog
 
 from memshare.clients import ksm, procfs
 from memshare.clients.ksm_marks import Marks
 from memshare.config import Config
+from memshare.daemon.inventory import Inventory
+from memshare.daemon.view import View
 from memshare.errors import HostError
 from memshare.model import WITHOUT_PLUGIN, Domain, KsmStats, KsmView, Mode
 from memshare.policy.ksm import KsmLook, KsmState, Marked, Steering, steer
 from memshare.policy.pressure import Pressure
 
+log = structlog.get_logger()
+
 FILE = "ksm.json"
+STEP_SECONDS = 1.0
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -36,6 +43,7 @@ class KsmTuner:
 
     def __init__(self, config: Config) -> None:
         """Nothing is touched yet."""
+        self.view: KsmView | None = None
         self._config = config.ksm
         self._default_group = config.group
         self._file = Path(config.state_dir) / FILE
@@ -51,6 +59,21 @@ class KsmTuner:
         A batch of ksmd may hold a knob up, so that this happens in a thread.
         """
         return await asyncio.to_thread(self._step, list(guests), pressure)
+
+    async def run(self, inventory: Inventory, look: Callable[[], View | None]) -> NoReturn:
+        """Steer once a second, by the pressure of the last look, until cancelled. view is what came of it."""
+        while True:
+            if (last := look()) is not None:
+                watchers = inventory.watchers.values()
+                guests = [(one.domain, one.found.pid) for one in watchers if one.found.pid]
+                view = await self.step(guests, last.decision.pressure)
+                if self.view is None or (view.phase, view.knobs) != (
+                    self.view.phase,
+                    self.view.knobs,
+                ):
+                    log.info("ksm_steered", phase=view.phase, reason=view.reason)
+                self.view = view
+            await asyncio.sleep(STEP_SECONDS)
 
     async def close(self) -> None:
         """Put the knobs back, unless they are somebody else's by now. What is merged stays merged."""

@@ -18,6 +18,7 @@ from memshare.config import Config
 from memshare.daemon.admission import Admission
 from memshare.daemon.hook import run_hook
 from memshare.daemon.inventory import Inventory
+from memshare.daemon.ksm import KsmTuner
 from memshare.daemon.state import State, save
 from memshare.daemon.view import View
 from memshare.daemon.watcher import Watcher
@@ -35,7 +36,7 @@ from memshare.policy import (
     Step,
     decide,
     forget,
-    is_rising,
+    glance,
 )
 from memshare.policy.decision import HOST_SECONDS
 
@@ -54,6 +55,7 @@ class Loop:
         config: Config,
         inventory: Inventory,
         admission: Admission | None,
+        tuner: KsmTuner | None,
         state: State,
         on_look: Callable[[], None],
     ) -> None:
@@ -64,6 +66,7 @@ class Loop:
         self._state_dir = Path(config.state_dir)
         self._inventory = inventory
         self._admission = admission
+        self._tuner = tuner
         self._state = state
         self._on_look = on_look
         self._woken = inventory.listener()
@@ -110,6 +113,7 @@ class Loop:
             snapshot=snapshot,
             decision=decision,
             broker=self._admission.broker if self._admission else None,
+            ksm=self._tuner.view if self._tuner else None,
             sources=self._inventory.sources,
             actions=dict(self._actions),
         )
@@ -258,7 +262,10 @@ class Loop:
             except TimeoutError:
                 pass
             self._on_look()
-            if is_rising(time.monotonic_ns(), self._host(), decision, self._config.policy):
+            is_rising, self._state.policy = glance(
+                time.monotonic_ns(), self._host(), self._state.policy, decision, self._config.policy
+            )
+            if is_rising:
                 return
             if read_holds(self._state_dir) != holds:
                 return

@@ -20,6 +20,7 @@ from memshare.clients.sources import Libvirt, sources_of
 from memshare.config import Config, load
 from memshare.daemon.admission import Admission
 from memshare.daemon.inventory import Inventory
+from memshare.daemon.ksm import KsmTuner
 from memshare.daemon.loop import Loop
 from memshare.daemon.socket import Answerer, serving
 from memshare.daemon.state import State
@@ -104,10 +105,13 @@ class Service:
         if config.broker:
             announces = any(isinstance(source, Libvirt) for source in sources)
             admission = Admission(Path(config.broker), inventory, announces=announces)
-        loop = Loop(config, inventory, admission, state, self._looked)
+        tuner = KsmTuner(config) if config.ksm.enabled else None
+        loop = Loop(config, inventory, admission, tuner, state, self._looked)
         async with AsyncExitStack() as stack:
             for source in sources:
                 stack.push_async_callback(source.close)
+            if tuner is not None:
+                stack.push_async_callback(tuner.close)
             answerer = Answerer(config, state, lambda: loop.view)
             await stack.enter_async_context(serving(Path(config.socket), answerer))
             self._arm(stack, config, loop)
@@ -123,6 +127,8 @@ class Service:
                 group.create_task(loop.run())
                 if admission is not None:
                     group.create_task(admission.run())
+                if tuner is not None:
+                    group.create_task(tuner.run(inventory, lambda: loop.view))
 
     def _arm(self, stack: AsyncExitStack, config: Config, loop: Loop) -> None:
         """Be woken by the kernel when tasks wait for memory; where that cannot be, headroom has to do."""

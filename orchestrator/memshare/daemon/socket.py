@@ -144,6 +144,7 @@ def _shown(view: View) -> Mapping[str, Any]:
         "headroom_bytes": view.snapshot.host.headroom_bytes,
         "rates": {name: rate.pages for name, rate in decision.rates.items()},
         "broker": view.broker,
+        "ksm": view.ksm,
         "sources": view.sources,
         "actions": view.actions,
     }

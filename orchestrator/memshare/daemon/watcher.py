@@ -16,7 +16,7 @@ import structlog
 from memshare.clients.monitor import Monitor, NotSharingError
 from memshare.clients.sources import Found
 from memshare.errors import MemshareError, UnreachableError
-from memshare.model import Domain, PageStats
+from memshare.model import WITHOUT_PLUGIN, Domain, PageStats
 
 log = structlog.get_logger()
 
@@ -91,7 +91,7 @@ class Watcher:
             except NotSharingError:
                 self.stats = None
                 self._wishes.clear()
-                self._failed("runs without memshare", answered=True)
+                self._failed(WITHOUT_PLUGIN, answered=True)
                 self._not_before = time.monotonic() + SELDOM_SECONDS
             except UnreachableError as error:
                 self._failed(str(error), answered=False)

@@ -3,7 +3,7 @@
 
     decision = decide(snapshot, state, config)   rates.py has the law, guard.py the ladder
     forget(state, domains)                       guests that have ended
-    is_rising(taken_ns, host, decision, config)  whether to decide before it is time
+    glance(taken_ns, host, state, decision, config)  whether to decide before it is time
     explain(domain, snapshot, decision)          why a guest has its rate
     fits(ram_bytes, snapshot, state, config)     capacity.py
     psi_triggers(config)                         what to arm, to be woken early
@@ -14,7 +14,7 @@ Nothing here reads a clock or a file, or imports from `clients`.
 from memshare.policy.actions import Action, Balloon, ChangeStep, RunHook, SetRate, Step
 from memshare.policy.capacity import Fit, fits
 from memshare.policy.config import Config
-from memshare.policy.decision import Decision, State, decide, explain, forget, is_rising
+from memshare.policy.decision import Decision, State, decide, explain, forget, glance
 from memshare.policy.pressure import psi_triggers
 from memshare.policy.snapshot import Guest, Host, Snapshot
 
@@ -36,6 +36,6 @@ __all__ = [
     "explain",
     "fits",
     "forget",
-    "is_rising",
+    "glance",
     "psi_triggers",
 ]

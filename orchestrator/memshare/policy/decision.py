@@ -39,7 +39,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What to do, and every figure behind it, for `explain` and the metrics.
 
     Ask the guests and decide again after look_seconds at the latest; at once when PSI's trigger fires, a guest
-    comes or goes, or `is_rising`: for that a look at the host each HOST_SECONDS is enough.
+    comes or goes, or `glance` says so, which needs a look at the host each HOST_SECONDS.
     """
 
     actions: tuple[Action, ...]
@@ -95,16 +95,20 @@ def forget(state: State, domains: Collection[str]) -> State:
     )
 
 
-def is_rising(taken_ns: int, host: Host, decided: Decision, config: Config) -> bool:
-    """Whether a look at the host alone says that what was decided is too slow by now.
+def glance(
+    taken_ns: int, host: Host, state: State, decided: Decision, config: Config
+) -> tuple[bool, State]:
+    """Tell, by a look at the host alone, whether what was decided is too slow by now; and what to remember.
 
     Cheap, whatever the number of guests. It keeps the promise of full speed within two seconds on a calm
-    host, whose guests are asked every ten.
+    host, whose guests are asked every ten. What it remembers is the pressure of now: the stall of one second weighed
+    over the ten since the decision would be none.
     """
-    now = assess(taken_ns, host, decided.pressure, decided.stake.reserve_bytes, config)
-    return now.urgency > decided.pressure.urgency + RISE or (
+    now = assess(taken_ns, host, state.pressure, decided.stake.reserve_bytes, config)
+    is_rising = now.urgency > decided.pressure.urgency + RISE or (
         host.headroom_bytes < decided.stake.reserve_bytes and decided.step is Step.CALM
     )
+    return is_rising, msgspec.structs.replace(state, pressure=now)
 
 
 def explain(domain: str, snapshot: Snapshot, decision: Decision) -> str:

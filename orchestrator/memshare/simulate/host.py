@@ -15,7 +15,7 @@ from memshare.policy import (
     Snapshot,
     State,
     decide,
-    is_rising,
+    glance,
 )
 from memshare.policy.decision import HOST_SECONDS
 from memshare.policy.snapshot import PAGE_BYTES
@@ -138,5 +138,6 @@ def run(
         while host.seconds < due:
             host.advance(min(step_seconds, due - host.seconds))
             happen(host)
-            if is_rising(host.now_ns, host.look_at_host(), decision, config):
+            is_rising, state = glance(host.now_ns, host.look_at_host(), state, decision, config)
+            if is_rising:
                 break
