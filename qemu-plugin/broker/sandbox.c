@@ -7,10 +7,12 @@
 
 #include <cap-ng.h>
 #include <errno.h>
+#include <linux/userfaultfd.h>
 #include <seccomp.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 
@@ -66,7 +68,7 @@ static const int allowed_calls[] = {
     SCMP_SYS(unlinkat),
     SCMP_SYS(write),
     SCMP_SYS(writev),
-    /* memory; mmap() and mprotect() below */
+    /* memory; mmap(), mprotect() and userfaultfd() below */
     SCMP_SYS(brk),
     SCMP_SYS(madvise),
     SCMP_SYS(mremap),
@@ -89,6 +91,9 @@ static const int allowed_calls[] = {
     SCMP_SYS(tgkill),
 };
 
+/* What fills segments: see segment.c. */
+static const uint64_t allowed_ioctls[] = {UFFDIO_API, UFFDIO_REGISTER, UFFDIO_CONTINUE, UFFDIO_UNREGISTER};
+
 static int drop_capabilities(MshError *error)
 {
     /* The bounding set needs a capability itself; without it NO_NEW_PRIVS is what keeps the set out
@@ -104,6 +109,8 @@ static int drop_capabilities(MshError *error)
 static int add_rules(scmp_filter_ctx filter)
 {
     const struct scmp_arg_cmp not_executable = SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0);
+    const struct scmp_arg_cmp for_itself =
+        SCMP_A0(SCMP_CMP_MASKED_EQ, UFFD_USER_MODE_ONLY, UFFD_USER_MODE_ONLY);
     int result = 0;
 
     for (size_t i = 0; result == 0 && i < sizeof(allowed_calls) / sizeof(allowed_calls[0]); i++) {
@@ -118,6 +125,11 @@ static int add_rules(scmp_filter_ctx filter)
     if (result == 0)
         result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 1,
                                   SCMP_A0(SCMP_CMP_EQ, AF_UNIX));
+    if (result == 0)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(userfaultfd), 1, for_itself);
+    for (size_t i = 0; result == 0 && i < sizeof(allowed_ioctls) / sizeof(allowed_ioctls[0]); i++)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
+                                  SCMP_A1(SCMP_CMP_EQ, allowed_ioctls[i]));
     return result;
 }
 

@@ -5,17 +5,22 @@
  *
  * Memory comes by fallocate, some slots ahead: the file has no hole that a reader could touch, and what its
  * size covers is allocated, so that on a full host an error comes back where a mere ftruncate would end in
- * SIGBUS. One slot at a time, filling a page would take half as long again.
+ * SIGBUS. One slot at a time, filling a page would take half as long again. They come into the page tables by
+ * UFFDIO_CONTINUE: populating the mapping goes the way of a fault for each page.
  */
 #include "segment.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "memshare/protocol.h"
@@ -30,11 +35,12 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-enum { SLOTS_AT_ONCE = 16 };
+enum { SLOTS_AT_ONCE = 32 };
 
 struct MshSegment {
     uint32_t id;
     int fd;
+    int uffd; /* -1 where there is none: pages fault */
     uint8_t
         *mapping; /* writable, the only such anywhere; NULL once nothing more will be filled in */
     uint32_t used_slots;
@@ -42,11 +48,32 @@ struct MshSegment {
     uint8_t staged[MSH_PAGE_BYTES];
 };
 
+/* For our own faults alone, which needs no privilege. */
+static int open_uffd(void)
+{
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MINOR_SHMEM};
+    if (fd >= 0 && ioctl(fd, UFFDIO_API, &api) < 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Whatever is registered with it is so no more. */
+static void close_uffd(MshSegment *segment)
+{
+    if (segment->uffd >= 0)
+        close(segment->uffd);
+    segment->uffd = -1;
+}
+
 /* Nothing more will be filled in: gives up the only writable mapping, and the size is final. */
 static void close_for_good(MshSegment *segment)
 {
     munmap(segment->mapping, MSH_SEGMENT_BYTES);
     segment->mapping = NULL;
+    close_uffd(segment);
     fcntl(segment->fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SEAL); /* I4 */
 }
 
@@ -73,6 +100,7 @@ static int make(MshSegment *segment, const char *group, MshError *error)
         return msh_error_set(error, -errno, "store: madvise %s: %s", name, strerror(errno));
     if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE) < 0) /* I3 */
         return msh_error_set(error, -errno, "store: cannot seal %s: %s", name, strerror(errno));
+    segment->uffd = open_uffd();
     return 0;
 }
 
@@ -82,6 +110,7 @@ int msh_segment_new(const char *group, uint32_t id, MshSegment **ret_segment, Ms
     if (!segment)
         return msh_error_set(error, -ENOMEM, "store: no memory for segment %u", id);
     segment->id = id;
+    segment->uffd = -1;
     int r = make(segment, group, error);
     if (r < 0) {
         msh_segment_free(segment);
@@ -96,6 +125,7 @@ MshSegment *msh_segment_free(MshSegment *segment)
     if (segment) {
         if (segment->mapping)
             munmap(segment->mapping, MSH_SEGMENT_BYTES);
+        close_uffd(segment);
         if (segment->fd >= 0)
             close(segment->fd);
         free(segment);
@@ -117,6 +147,25 @@ const void *msh_segment_staged(const MshSegment *segment)
     return segment->staged;
 }
 
+/* Enters allocated pages into the page tables. What it fails to enter faults later. */
+static void enter(MshSegment *segment, off_t from_bytes, size_t length_bytes)
+{
+    struct uffdio_register whole = {
+        .range = {.start = (uintptr_t)segment->mapping, .len = MSH_SEGMENT_BYTES},
+        .mode = UFFDIO_REGISTER_MODE_MINOR};
+    struct uffdio_continue pages = {
+        .range = {.start = (uintptr_t)segment->mapping + (uintptr_t)from_bytes, .len = length_bytes},
+        .mode = UFFDIO_CONTINUE_MODE_DONTWAKE};
+    if (segment->uffd < 0 || ioctl(segment->uffd, UFFDIO_REGISTER, &whole) < 0) {
+        madvise(segment->mapping + from_bytes, length_bytes, MADV_POPULATE_WRITE);
+        return;
+    }
+    (void)ioctl(segment->uffd, UFFDIO_CONTINUE, &pages);
+    /* At once: the kernel may take a page out again before it is filled, and nobody would answer the fault. */
+    if (ioctl(segment->uffd, UFFDIO_UNREGISTER, &whole.range) < 0)
+        close_uffd(segment);
+}
+
 static int allocate(MshSegment *segment, uint32_t slots)
 {
     off_t from_bytes = (off_t)msh_pages_to_bytes(segment->ready_slots);
@@ -127,8 +176,7 @@ static int allocate(MshSegment *segment, uint32_t slots)
     } while (r == -EINTR);
     if (r < 0)
         return r;
-    /* In one go what would be a fault a slot. Not more than that: if it fails, they fault. */
-    madvise(segment->mapping + from_bytes, (size_t)length_bytes, MADV_POPULATE_WRITE);
+    enter(segment, from_bytes, (size_t)length_bytes);
     segment->ready_slots += slots;
     return 0;
 }
