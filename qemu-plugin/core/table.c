@@ -8,6 +8,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 
 typedef struct Entry {
     uint64_t hash;   /* 0: empty */
@@ -60,6 +62,21 @@ static uint64_t probe(const MshTable *table, uint64_t hash)
     return index;
 }
 
+/* Zeroed. All of it will be used, in no order: a large one is asked for in huge pages, for page by page the
+ * faults of a table that grows take as long as all looks at it. */
+static Entry *new_entries(uint64_t count)
+{
+    size_t length_bytes = count * sizeof(Entry);
+    if (length_bytes < MSH_HUGE_PAGE_BYTES)
+        return calloc(count, sizeof(Entry));
+    Entry *entries = aligned_alloc(MSH_HUGE_PAGE_BYTES, length_bytes);
+    if (entries) {
+        madvise(entries, length_bytes, MADV_HUGEPAGE);
+        memset(entries, 0, length_bytes);
+    }
+    return entries;
+}
+
 int msh_table_new(uint64_t limit_entries, uint64_t seed, MshTable **ret_table)
 {
     MshTable *table = calloc(1, sizeof(*table));
@@ -68,7 +85,7 @@ int msh_table_new(uint64_t limit_entries, uint64_t seed, MshTable **ret_table)
     table->capacity_bits = FIRST_CAPACITY_BITS;
     table->limit = limit_entries ? limit_entries : UINT64_MAX;
     table->multiplier = seed | 1;
-    table->entries = calloc(capacity(table), sizeof(Entry));
+    table->entries = new_entries(capacity(table));
     if (!table->entries) {
         free(table);
         return -ENOMEM;
@@ -161,7 +178,7 @@ static bool grow(MshTable *table)
     Entry *old = table->entries;
     uint64_t old_capacity = capacity(table);
 
-    Entry *entries = calloc(old_capacity * 2, sizeof(Entry));
+    Entry *entries = new_entries(old_capacity * 2);
     if (!entries)
         return false;
     table->entries = entries;
