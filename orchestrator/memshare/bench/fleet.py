@@ -39,6 +39,7 @@ class Guest:
         self._folder = folder
         self._process = process
         self._agent: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._monitor = asyncio.Lock()
 
     @property
     def qmp_socket(self) -> Path:
@@ -74,21 +75,29 @@ class Guest:
 
     async def boot(self, seconds: float) -> None:
         """Wait until the agent is there."""
-        await self.watch(seconds, asyncio.ensure_future(self._connect()))
+        await self.watch(seconds, asyncio.ensure_future(self._first_reply()))
 
-    async def _connect(self) -> str:
+    async def _first_reply(self) -> str:
+        await self.connect()
+        return await self._reply()
+
+    async def connect(self) -> None:
+        """Connect to the agent, or to where it will be after an incoming migration."""
         path = self._folder / f"{self.name}.agent"
         while True:
             try:
                 self._agent = await asyncio.open_unix_connection(str(path))
-                break
+                return
             except OSError:
                 await asyncio.sleep(0.05)
-        return await self._reply()
+
+    async def hear(self) -> bytes:
+        """Return the agent's next line; not the whole of it, or nothing, when QEMU ended before."""
+        assert self._agent is not None
+        return await self._agent[0].readline()
 
     async def _reply(self) -> str:
-        assert self._agent is not None
-        line = (await self._agent[0].readline()).decode(errors="replace").strip()
+        line = (await self.hear()).decode(errors="replace").strip()
         if not line:
             raise MemshareError(f"guest {self.name}: its agent went away: {self.last_words()}")
         return line
@@ -105,7 +114,12 @@ class Guest:
 
     @asynccontextmanager
     async def monitor(self) -> AsyncIterator[Monitor]:
-        """Open the monitor; waits for a QEMU that has just started."""
+        """Open the monitor, one user after the other; waits for a QEMU that has just started."""
+        async with self._monitor, self._open_monitor() as monitor:
+            yield monitor
+
+    @asynccontextmanager
+    async def _open_monitor(self) -> AsyncIterator[Monitor]:
         async with asyncio.timeout(START_SECONDS):
             while not self.qmp_socket.exists():
                 if self._process.returncode is not None:
@@ -199,19 +213,20 @@ class Fleet:
         *,
         arguments: Sequence[str] = (),
         kernel_options: str = "",
+        disk: Path | None = None,
     ) -> Guest:
-        """Start one guest on an overlay of its own, with more arguments for QEMU and its kernel."""
-        overlay = self.folder / f"{name}.qcow2"
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
-            "-b", str(self.folder / "base.qcow2"), str(overlay))  # fmt: skip
-        os.chown(overlay, GUEST_UID, GUEST_UID)
+        """Start one guest, with more arguments for QEMU and its kernel.
+
+        On a disk of its own, or on that of a guest that will migrate here.
+        """
+        overlay = disk or self._make_disk(name)
         plugin = self.folder / "libmemshare-qemu.so"
         process = await self._spawn(
             self.folder / f"{name}.err",
             "setpriv", f"--reuid={GUEST_UID}", f"--regid={GUEST_UID}", "--clear-groups",
             "--pdeathsig=KILL", "--no-new-privs",
             QEMU, "-name", name, "-machine", "pc", "-accel", "tcg,tb-size=64", "-cpu", "qemu64",
-            "-smp", "1", "-m", f"{ram_bytes >> 20}", "-nodefaults", "-display", "none", "-no-reboot",
+            "-smp", "1", "-m", f"{ram_bytes >> 10}K", "-nodefaults", "-display", "none", "-no-reboot",
             "-kernel", str(self.folder / "vmlinuz"), "-initrd", str(self.folder / "initrd"),
             "-append", f"console=ttyS0 root=/dev/vda rw panic=-1 quiet {kernel_options}",
             "-chardev", f"file,id=console,path={self.folder}/{name}.log", "-serial", "chardev:console",
@@ -226,6 +241,13 @@ class Fleet:
         self._stack.push_async_callback(guest.end)
         self.guests.append(guest)
         return guest
+
+    def _make_disk(self, name: str) -> Path:
+        overlay = self.folder / f"{name}.qcow2"
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
+            "-b", str(self.folder / "base.qcow2"), str(overlay))  # fmt: skip
+        os.chown(overlay, GUEST_UID, GUEST_UID)
+        return overlay
 
     async def _spawn(self, log: Path, *command: str) -> asyncio.subprocess.Process:
         with log.open("wb") as output:
