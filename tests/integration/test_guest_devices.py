@@ -11,21 +11,27 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 from tests.lib import guests
 from tests.lib.broker import build_directory
+from tests.lib.fleet import (
+    DISK_BYTES,
+    disks,
+    drive,
+    execute,
+    has_no_slots,
+    stats_when,
+    store_mappings,
+)
 from tests.lib.slowdisk import SlowDisk, slow_disk
 from tests.lib.vm import VmError, until
 
 from memshare.bench import oracle
 from memshare.bench.demo import ANSWER_SECONDS, RAM_BYTES, read_stats, tell
 from memshare.bench.fleet import Guest, open_fleet
-from memshare.clients import procfs
 from memshare.errors import MemshareError
-from memshare.model import PageStats
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -33,27 +39,9 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-AIO = ("native", "threads", "io_uring")
-DISK_BYTES = 4 << 20
 BALLOON_BYTES = 24 << 20
 DIMM_BYTES = 128 << 20
 HELD_SECONDS = 4.0  # several times what it takes to make all memory plain where nothing is pinned
-
-
-def drive(path: Path, aio: str) -> list[str]:
-    """Return the arguments for a disk without a cache."""
-    return ["-drive", f"file={path},format=raw,if=virtio,cache=none,aio={aio}"]
-
-
-def disks(folder: Path) -> list[str]:
-    """Make a disk for each way of direct I/O."""
-    arguments = []
-    for aio in AIO:
-        path = folder / f"{aio}.raw"
-        path.write_bytes(bytes(DISK_BYTES))
-        path.chmod(0o666)
-        arguments += drive(path, aio)
-    return arguments
 
 
 class Pair(guests.Pair):
@@ -76,7 +64,7 @@ async def booted(image: Path) -> AsyncIterator[Pair]:
             RAM_BYTES,
             "mode=off,scan-rate=0",
             arguments=[
-                *disks(fleet.folder),
+                *disks(fleet.folder, "a"),
                 *drive(slow.path, "threads"),
                 "-m",
                 f"{RAM_BYTES >> 20}M,slots=4,maxmem=4G",
@@ -92,37 +80,6 @@ def pair(booted: Pair) -> Pair:
     """The two guests; the files of guest a may have been written anew since."""
     booted.find_files()
     return booted
-
-
-async def stats_when(guest: Guest, accept: Callable[[PageStats], bool]) -> PageStats:
-    """Wait for a guest's stats that are accepted."""
-
-    async def look() -> PageStats:
-        return (await read_stats([guest]))[0]
-
-    return await until(look, accept, ANSWER_SECONDS)
-
-
-async def execute(guest: Guest, command: str, **arguments: object) -> Any:
-    """Give a guest's monitor a command; an underscore in an argument's name stands for a dash."""
-    async with guest.monitor() as monitor:
-        return await monitor.execute(
-            command, **{name.replace("_", "-"): value for name, value in arguments.items()}
-        )
-
-
-def has_no_slots(stats: PageStats) -> bool:
-    """Whether all is plain memory."""
-    return stats.shared_pages + stats.broken_pages == 0
-
-
-def store_mappings(guest: Guest, memory: oracle.GuestMemory) -> list[procfs.Mapping]:
-    """Return the parts of a guest's RAM that are mapped from the store, by the kernel's word."""
-    return [
-        mapping
-        for mapping in procfs.mappings(guest.pid)
-        if memory.contains(mapping) and mapping.inode
-    ]
 
 
 async def drained(pair: Pair) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.lib.broker import Broker
 from tests.lib.judges import Memtest, State, judge_sharing_guests
+from tests.lib.payload import sharing
 from tests.lib.vm import Vm, running, until
 
 from memshare.bench import oracle
@@ -37,7 +38,7 @@ def memtest() -> Memtest:
 async def test_I1_memtest_finds_no_error_while_its_pages_are_merged(
     broker: Broker, memtest: Memtest
 ) -> None:
-    verdict = await judge_sharing_guests(memtest, broker, DEADLINE_SECONDS)
+    verdict = await judge_sharing_guests(memtest, sharing(broker), DEADLINE_SECONDS)
     assert verdict.errors == 0
     assert verdict.merged_pages >= MERGED_PAGES_BAR
     assert verdict.breaks >= MERGED_PAGES_BAR

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.lib.broker import Broker
 from tests.lib.judges import Command, Judge, Memtest, Verdict, judge_sharing_guests
+from tests.lib.payload import sharing
 
 from memshare.bench.fleet import build_image
 from memshare.bench.progress import Progress
@@ -54,7 +55,9 @@ async def run(judges: Sequence[Judge], progress: Progress) -> list[Verdict]:
     for judge in judges:
         with Broker("--group", "default", "--allow-by-mode", "--socket-mode", "0666") as broker:
             verdicts.append(
-                await judge_sharing_guests(judge, broker, DEADLINE_SECONDS, progress.update)
+                await judge_sharing_guests(
+                    judge, sharing(broker), DEADLINE_SECONDS, progress.update
+                )
             )
     return verdicts
 

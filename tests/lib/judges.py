@@ -14,10 +14,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from tests.lib.broker import Broker
-from tests.lib.vm import Stats, Vm, VmError, plugin_arguments, running
+from tests.lib.vm import Stats, Vm, VmError, running
 
-SCAN_RATE = 200_000
 LOOK_SECONDS = 0.5
 SCREEN_ADDRESS, COLUMNS, ROWS = 0xB8000, 80, 25
 
@@ -53,6 +51,7 @@ class Verdict(NamedTuple):
     breaks: int
     rebuilt_pages: int
     errors: int
+    says: str  # where there are some
 
 
 class Memtest(NamedTuple):
@@ -135,13 +134,15 @@ def read_console(console: str) -> State:
 
 async def judge_sharing_guests(
     judge: Judge,
-    broker: Broker,
+    plugin: Sequence[str],
     deadline_seconds: float,
     tell: Callable[[str], None] = lambda says: None,
     guests: int = 2,
 ) -> Verdict:
-    """Run a judge in several guests that share, to its end; at an error the verdict comes at once."""
-    plugin = plugin_arguments(socket=str(broker.socket_path()), scan_rate=SCAN_RATE)
+    """Run a judge in several guests that share, to its end; at an error the verdict comes at once.
+
+    ``plugin`` are the arguments that make them share.
+    """
     started = time.monotonic()
     async with AsyncExitStack() as stack:
         vms: list[tuple[Vm, Path]] = []
@@ -175,4 +176,5 @@ def sum_up(
         seconds,
         *(sum(one[name] for one in stats) for name in ("merged_pages", "breaks", "rebuilt_pages")),
         sum(state.errors for state in states),
+        "\n".join(state.says for state in states if state.errors),
     )

@@ -3,9 +3,9 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tests.lib.vm import Vm, until
+from tests.lib.vm import DEADLINE_SECONDS, Vm, until
 
 #: Fast enough for any guest that writes, and slow enough for none.
 UNLIMITED, CRAWL = 1 << 40, 1 << 20
@@ -17,7 +17,15 @@ MEMORY_BYTES = (64 << 20) + (8 << 10)
 MEMORY = ("-m", f"{MEMORY_BYTES >> 10}K")
 
 
-async def set_capabilities(vm: Vm, *names: str) -> None:
+class Machine(Protocol):
+    """A QEMU that is steered here: a Vm, or a guest of a fleet."""
+
+    @property
+    def messages(self) -> str: ...
+    async def execute(self, command: str, **arguments: object) -> Any: ...
+
+
+async def set_capabilities(vm: Machine, *names: str) -> None:
     """Switch these capabilities on."""
     await vm.execute(
         "migrate-set-capabilities",
@@ -25,7 +33,7 @@ async def set_capabilities(vm: Vm, *names: str) -> None:
     )
 
 
-async def set_bandwidth(vm: Vm, bytes_per_second: int) -> None:
+async def set_bandwidth(vm: Machine, bytes_per_second: int) -> None:
     """Say how fast an outgoing migration may be."""
     await vm.execute(
         "migrate-set-parameters",
@@ -34,7 +42,9 @@ async def set_bandwidth(vm: Vm, bytes_per_second: int) -> None:
     )
 
 
-async def migration_is(vm: Vm, *wanted: str) -> str:
+async def migration_is(
+    vm: Machine, *wanted: str, deadline_seconds: float = DEADLINE_SECONDS
+) -> str:
     """Wait for a status of a migration, outgoing or incoming; fails when it has failed."""
 
     async def look() -> dict[str, Any]:
@@ -42,7 +52,7 @@ async def migration_is(vm: Vm, *wanted: str) -> str:
         assert info.get("status") != "failed" or "failed" in wanted, (info, vm.messages)
         return info
 
-    info = await until(look, lambda info: info.get("status") in wanted)
+    info = await until(look, lambda info: info.get("status") in wanted, deadline_seconds)
     return str(info["status"])
 
 
