@@ -161,25 +161,26 @@ async def test_a_guest_that_hangs_or_talks_nonsense_keeps_nobody_waiting(host: H
     silent = await asyncio.start_unix_server(
         lambda _reader, _writer: None, str(host.monitors / "mute")
     )
-    async with server, silent, host.guest("a") as a, host.guest("b") as b, daemon.running():
-        await daemon.view_when(lambda view: stats_in(view, "a").get("shared_pages", 0) > 0)
+    # In a hurry guests are asked each second.
+    daemon.configure(policy={**POLICY, "reserve-ratio": 1.0}, guard={"balloon": False})
+    async with server, silent, host.guest("a") as a, host.guest("b"), daemon.running():
+        await daemon.logged("rate_set", "domain=a")
         os.kill(a.pid, signal.SIGSTOP)
         try:
             await daemon.logged("guest_not_read", "domain=a")
-            await daemon.do("pause", "b")
-            await daemon.do("resume", "b")
-            await daemon.view_when(lambda view: not guest_in(view, "a")["answered"])
-            await b.stats_when(lambda stats: stats["scan_rate_pages"] > 0)
-            view = await daemon.view()
-            assert guest_in(view, "liar")["problem"]
-            assert guest_in(view, "mute")["problem"]
+            # Meanwhile another is found and steered.
+            async with host.guest("c") as c:
+                await daemon.logged("rate_set", "domain=c")
+                view = await daemon.view_when(lambda view: bool(guest_in(view, "c")))
+                assert not guest_in(view, "a")["answered"]
+                assert guest_in(view, "liar")["problem"]
+                c.process.send_signal(signal.SIGKILL)
+                await c.ended()
+                await daemon.logged("guest_gone", "domain=c")  # its socket is there still
         finally:
             os.kill(a.pid, signal.SIGCONT)
         await daemon.logged("guest_read_again", "domain=a")
-        b.process.send_signal(signal.SIGKILL)
-        await b.ended()
-        await daemon.logged("guest_gone", "domain=b")  # its socket is there still
-        await daemon.view_when(lambda view: guest_in(view, "a")["answered"])
+        assert stats_in(await daemon.view(), "b")["scan_rate_pages"] > 0
 
 
 async def test_a_broker_that_restarts_is_found_again(host: Host) -> None:
@@ -189,11 +190,9 @@ async def test_a_broker_that_restarts_is_found_again(host: Host) -> None:
         host.broker.process.send_signal(signal.SIGSTOP)
         try:
             await daemon.logged("broker_problem", "does not answer")
-            assert (await daemon.view_when(lambda view: view["broker"] is None))["domains"]
         finally:
             host.broker.process.send_signal(signal.SIGCONT)
         await daemon.logged("broker_well_again")
-        await daemon.view_when(lambda view: view["broker"] is not None)
 
 
 async def test_one_daemon_a_host_and_reload_takes_only_what_is_right(host: Host) -> None:

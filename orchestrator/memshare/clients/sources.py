@@ -21,6 +21,7 @@ from memshare.model import Domain
 
 LIBVIRT_URI = "qemu:///system"
 LOOK_SECONDS = 1.0
+NAME_SECONDS = 1.0  # a guest that does not tell its name by then has that of its socket for now
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +101,7 @@ class SocketFolder(Source):
 
     async def _learn(self, key: tuple[str, int], socket: Path) -> None:
         try:
-            async with open_monitor(socket) as monitor:
+            async with open_monitor(socket, NAME_SECONDS) as monitor:
                 self._names[key] = await monitor.name()
         except MemshareError:
             return  # asked again next time
