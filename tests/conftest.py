@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A broker that serves one group to whoever can open its socket."""
+"""What all tests begin with: a broker that serves one group, and no bars of time."""
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from tests.lib.broker import Broker, Control
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("memshare", deadline=None)
+settings.load_profile("memshare")
 
 
 @pytest.fixture
