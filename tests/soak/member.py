@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import NamedTuple, Protocol, Self
 
 from tests.lib.fleet import execute
 
-from memshare.bench.demo import read_stats
 from memshare.bench.fleet import AgentError, Guest
 from memshare.errors import MemshareError, UnreachableError
 from memshare.model import PageStats
@@ -61,12 +59,12 @@ class Counters(NamedTuple):
 
 
 async def read(guest: Guest) -> PageStats:
-    """Read one guest's figures. A monitor that does not answer is asked twice, and its threads are told of."""
+    """Read one guest's figures; where its monitor does not answer, the error tells what its threads do."""
     try:
-        return (await read_stats([guest]))[0]
-    except* UnreachableError as error:
-        print(f"{error.exceptions[0]}; its threads: {threads(guest.pid)}", file=sys.stderr)
-    return (await read_stats([guest]))[0]
+        async with guest.monitor() as monitor:
+            return await monitor.stats()
+    except UnreachableError as error:
+        raise MemshareError(f"{error}; its threads: {threads(guest.pid)}") from error
 
 
 def threads(pid: int) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.lib.broker import build_directory
 from tests.lib.fleet import Machine, disks, has_no_slots, store_mappings
@@ -31,6 +32,8 @@ from memshare.model import PageStats
 RAM_BYTES = (192 << 20) + (8 << 10)
 #: For whatever takes seconds on an idle host: all of this runs on two cores.
 DEADLINE_SECONDS = SILENT_SECONDS
+#: QEMU's own stop and migration wait for the host's disk with the monitor, and a loaded one may take its time.
+ANSWER_SECONDS = 180.0
 LOOK_SECONDS = 5.0
 DRAIN_EACH_SECONDS = 60.0
 #: A guest shares so many pages before it is moved or drained again.
@@ -69,9 +72,8 @@ class Soak:
         self._progress.update(f"booting: {len(names)} guests")
         await self._fleet.start_broker()
         started = [
-            await self._fleet.start_guest(
+            await self._start_guest(
                 name,
-                RAM_BYTES,
                 "mode=off,scan-rate=0",
                 arguments=disks(self._fleet.folder, name, WAYS.get(name, ())),
             )
@@ -89,6 +91,11 @@ class Soak:
             self.members[name] = Member(name, guest, [*[common] * 2, *[other] * 3, common])
         drained = self.members[DRAINED].guest
         self._drained_memory = oracle.GuestMemory(drained.pid, RAM_BYTES)
+
+    async def _start_guest(self, name: str, plugin_options: str, **more: Any) -> Guest:
+        guest = await self._fleet.start_guest(name, RAM_BYTES, plugin_options, **more)
+        guest.answer_seconds = ANSWER_SECONDS
+        return guest
 
     async def _ask_all(self, guests: Sequence[Guest], request: str) -> str:
         """Have all guests do something at once that must come to the same."""
@@ -155,9 +162,8 @@ class Soak:
         disk = self._fleet.folder / f"{member.name}.qcow2"
         while await self._shares_well(member.guest):
             source = member.guest
-            destination = await self._fleet.start_guest(
+            destination = await self._start_guest(
                 f"{member.name}-{self.migrations + 1}",
-                RAM_BYTES,
                 f"mode=content,scan-rate={SCAN_RATE_PAGES}",
                 arguments=["-incoming", "defer"],
                 disk=disk,

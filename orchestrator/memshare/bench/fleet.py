@@ -32,6 +32,9 @@ QEMU = os.environ.get("MEMSHARE_QEMU", "qemu-system-x86_64")
 class Guest:
     """A running guest, its monitor and the agent on its second serial port."""
 
+    #: How long the monitor may take to answer.
+    answer_seconds = START_SECONDS
+
     def __init__(self, name: str, folder: Path, process: asyncio.subprocess.Process) -> None:
         """Wrap a started QEMU."""
         self.name = name
@@ -120,12 +123,12 @@ class Guest:
 
     @asynccontextmanager
     async def _open_monitor(self) -> AsyncIterator[Monitor]:
-        async with asyncio.timeout(START_SECONDS):
+        async with asyncio.timeout(self.answer_seconds):
             while not self.qmp_socket.exists():
                 if self._process.returncode is not None:
                     raise MemshareError(f"guest {self.name} ended: {self.last_words()}")
                 await asyncio.sleep(0.05)
-        async with open_monitor(self.qmp_socket, START_SECONDS) as monitor:
+        async with open_monitor(self.qmp_socket, self.answer_seconds) as monitor:
             yield monitor
 
     async def kill(self) -> None:
