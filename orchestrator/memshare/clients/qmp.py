@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from qemu.qmp import ExecuteError, Message, QMPClient, QMPError
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from memshare.clients.monitor import (
     NO_SUCH_OBJECT,
@@ -32,7 +32,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class QuietClient(QMPClient):
-    """A client that does not write down its messages.
+    """A client that does not write down its messages, and waits for its greeting.
 
     The library's own does so for a log of its own, each one printed for people even when nobody
     listens: with 50 guests that took longer than all else that Python does to ask them.
@@ -43,6 +43,13 @@ class QuietClient(QMPClient):
 
     def _cb_inbound(self, msg: Message) -> Message:
         return msg
+
+    async def _do_recv(self) -> Message:
+        """Return the next message; QEMU may tell an event to a client before it has greeted it."""
+        message = await super()._do_recv()
+        while self.runstate is Runstate.CONNECTING and "event" in message:
+            message = await super()._do_recv()
+        return message
 
 
 class SocketMonitor(Monitor):
