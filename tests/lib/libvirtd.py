@@ -22,21 +22,26 @@ from tests.lib.vm import QEMU, plugin_path
 
 USER = "libvirt-qemu"
 
-# $1: the directory. The old mounts go, or libvirt would take them for its own.
-NAMESPACE = """
-set -eu
-for place in run etc/libvirt var/lib/libvirt var/log/libvirt var/cache/libvirt; do
-    mount --bind "$1/$place" "/$place"
-done
+# $1: a directory with an empty one, `dev`, in it. The old mounts go, or libvirt would take them for its own.
+CGROUPS_AND_DEVICES = """
 umount -R /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
 mount -t tmpfs -o mode=755 none "$1/dev"
-for node in null zero full random urandom tty; do cp -a "/dev/$node" "$1/dev/"; done
+for node in null zero full random urandom tty userfaultfd; do cp -a "/dev/$node" "$1/dev/"; done
 mkdir "$1/dev/pts" "$1/dev/shm"
 umount -lR /dev || :
 mount --move "$1/dev" /dev
 mount -t devpts -o newinstance,ptmxmode=666 none /dev/pts
 ln -s pts/ptmx /dev/ptmx
+"""
+
+# $1: the directory.
+NAMESPACE = f"""
+set -eu
+for place in run etc/libvirt var/lib/libvirt var/log/libvirt var/cache/libvirt; do
+    mount --bind "$1/$place" "/$place"
+done
+{CGROUPS_AND_DEVICES}
 exec libvirtd -f "$1/libvirtd.conf" -p "$1/libvirtd.pid"
 """
 
@@ -59,17 +64,19 @@ DOMAIN = f"""
   <memory unit='MiB'>48</memory>
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <features><acpi/></features>
   <devices>
     <emulator>/usr/bin/{QEMU}</emulator>
+    {{disk}}
     <memballoon model='none'/>
   </devices>
 </domain>
 """
 
 
-def domain_xml(name: str, metadata: str = "") -> str:
-    """Return a guest that runs its firmware and finds nothing to boot."""
-    return DOMAIN.format(name=name, metadata=metadata)
+def domain_xml(name: str, metadata: str = "", disk: str = "") -> str:
+    """Return a guest; one without a disk runs its firmware and finds nothing to boot."""
+    return DOMAIN.format(name=name, metadata=metadata, disk=disk)
 
 
 def user_group() -> int:
@@ -163,14 +170,15 @@ class Libvirtd:
             self.virsh("destroy", name)
         self.stop()
         self._log.close()
-        self._remove_cgroup()
+        remove_cgroup(self.directory)
         shutil.rmtree(self.directory)
 
-    def _remove_cgroup(self) -> None:
-        """Remove what libvirtd leaves behind, unless somebody else has guests in it."""
-        mount = self.directory / "cgroup"
-        mount.mkdir()
-        subprocess.run(["mount", "-t", "cgroup2", "none", mount], check=True)
-        with contextlib.suppress(OSError):
-            (mount / "machine").rmdir()
-        subprocess.run(["umount", mount], check=True)
+
+def remove_cgroup(directory: Path) -> None:
+    """Remove what libvirtd leaves behind, unless somebody else has guests in it."""
+    mount = directory / "cgroup"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "cgroup2", "none", mount], check=True)
+    with contextlib.suppress(OSError):
+        (mount / "machine").rmdir()
+    subprocess.run(["umount", mount], check=True)
