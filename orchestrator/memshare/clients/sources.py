@@ -181,7 +181,7 @@ class Libvirt(Source):
             found.append(
                 Found(
                     domain=domain,
-                    process=f"{guest.uuid}:{guest.id}",
+                    process=f"{guest.uuid}:{guest.id}:{pid}",  # ids begin anew with libvirtd
                     pid=pid,
                     monitor=_lender(self._hypervisor.monitor(guest)),
                     announcement=announcement,
