@@ -194,8 +194,9 @@ static int receive_message(MshChannel *channel)
     for (size_t i = 0; i < fd_count; i++)
         close_fd(&fds[i]);
     if (type == MSH_MESSAGE_RETIRED && channel->phase == READY) {
-        if (msh_views_find(channel->exchange.views, message.segment.segment, &local) == 0)
-            channel->exchange.views->view[local]->retired = true;
+        if (msh_views_find(channel->exchange.views, message.segment.segment, &local) == 0 &&
+            msh_views_retire(channel->exchange.views, local))
+            channel->exchange.events.emptying(channel->exchange.events.opaque);
         return 0;
     }
     if (type == MSH_MESSAGE_EMPTYING && channel->phase == READY) {

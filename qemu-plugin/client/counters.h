@@ -19,8 +19,8 @@ typedef struct MshCounters {
     MshCounter store_cost_bytes; /* this client's fair part of the store */
     MshCounter page_map_bytes;
     MshCounter foreground_cpu_ns; /* of passes on a caller's thread */
-    MshCounter scanned_pages, skipped_pages, hashed_pages, merged_pages, zeroed_pages, breaks, rebuilt_pages,
-        compare_failures, pinned_skips, windows, slept_faults, passes;
+    MshCounter scanned_pages, skipped_pages, changed_pages, hashed_pages, merged_pages, zeroed_pages, breaks,
+        rebuilt_pages, compare_failures, pinned_skips, windows, slept_faults, passes;
     MshCounter window_time_ns[MSH_WINDOW_BUCKETS];
     MshCounter mappings, mappings_limit;
     MshCounter own_mappings; /* those that store mappings added */

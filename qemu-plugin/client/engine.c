@@ -337,7 +337,7 @@ int msh_engine_scan_once(MshEngine *engine, MshError *error)
     return result;
 }
 
-static uint64_t thread_cpu_ns(pthread_t thread)
+uint64_t msh_engine_thread_cpu_ns(pthread_t thread)
 {
     clockid_t clock;
     struct timespec used = {0};
@@ -404,6 +404,7 @@ void msh_engine_stats(const MshEngine *engine, MshStats *ret_stats)
                           msh_read(&counters->own_mappings) * MAPPING_OVERHEAD_BYTES,
         .scanned_pages = msh_read(&counters->scanned_pages),
         .skipped_pages = msh_read(&counters->skipped_pages),
+        .changed_pages = msh_read(&counters->changed_pages),
         .hashed_pages = msh_read(&counters->hashed_pages),
         .merged_pages = msh_read(&counters->merged_pages),
         .zeroed_pages = msh_read(&counters->zeroed_pages),
@@ -420,7 +421,7 @@ void msh_engine_stats(const MshEngine *engine, MshStats *ret_stats)
     };
     if (atomic_load(&atomics->is_started))
         stats.scan_cpu_ns +=
-            thread_cpu_ns(engine->scan_thread) + thread_cpu_ns(engine->window_thread);
+            msh_engine_thread_cpu_ns(engine->scan_thread) + msh_engine_thread_cpu_ns(engine->window_thread);
     for (unsigned i = 0; i < MSH_WINDOW_BUCKETS; i++)
         stats.window_time_ns[i] = msh_read(&counters->window_time_ns[i]);
     uint64_t pass_end_ns = msh_read(&counters->pass_end_ns);

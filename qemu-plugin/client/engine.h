@@ -20,6 +20,7 @@
 #include "memory.h"
 #include "memshare/memshare.h"
 #include "memshare/protocol.h"
+#include "moving.h"
 #include "pace.h"
 #include "rebuild.h"
 #include "rehome.h"
@@ -70,12 +71,13 @@ struct MshEngine {
     uint8_t secret[MSH_SECRET_BYTES];
     uint64_t mappings_counted_ns;
     bool had_store;
-    bool is_moving;        /* pages of views that leave are still to be asked about */
-    uint32_t moving_frame; /* the next of them */
-    uint64_t moving_earliest_ns; /* when those that stayed may be asked about once more */
-    uint64_t moving_rest_ns;     /* and the rest before that */
+    MshMoving moving;
+    uint32_t release_frame; /* where un-sharing goes on */
     uint32_t missed; /* as the exchange last told */
-    uint64_t anew_earliest_ns;
+    uint64_t anew_earliest_ns, anew_rest_ns;
+    uint64_t open_unrested_ns, rest_ns; /* of windows since the last rest, and what they flushed: the window thread's */
+    uint32_t flushes_unrested;
+    uint64_t account_earliest_ns, accounted_moves;
 
     /* memory lock */
     pthread_mutex_t memory_lock;
@@ -105,5 +107,7 @@ struct MshEngine {
 MshMode msh_engine_mode(const MshEngine *engine);
 
 uint64_t msh_engine_now_ns(void);
+/* User and system time of a thread of this process; 0 for one that has ended. */
+uint64_t msh_engine_thread_cpu_ns(pthread_t thread);
 
 #endif

@@ -54,8 +54,9 @@ static void on_retired(void *opaque, MshMember *member, uint32_t segment)
     (void)opaque;
     MshLocal *local = msh_member_opaque(member);
     uint32_t number;
-    if (msh_views_find(local->exchange.views, segment, &number) == 0)
-        local->exchange.views->view[number]->retired = true;
+    if (msh_views_find(local->exchange.views, segment, &number) == 0 &&
+        msh_views_retire(local->exchange.views, number))
+        local->exchange.events.emptying(local->exchange.events.opaque);
 }
 
 static void on_emptying(void *opaque, MshMember *member, uint32_t segment)

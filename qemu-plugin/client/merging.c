@@ -10,7 +10,7 @@
 
 /* Windows that are open for so long together are followed by a rest as long: they start on a fresh time slice,
  * and the guest gets as long without one. A rest after each would cost as much as the window itself. */
-#define WINDOWS_AT_ONCE_NS 400000ull
+#define WINDOWS_AT_ONCE_NS 800000ull
 #define REST_MAX_NS 10000000ull
 
 static bool may_merge(const MshEngine *engine, bool content)
@@ -20,10 +20,22 @@ static bool may_merge(const MshEngine *engine, bool content)
            mode >= (content ? MSH_MODE_CONTENT : MSH_MODE_ZERO);
 }
 
-static void rest(uint64_t for_ns)
+/* As long as windows were open, longer under strain, and until the flushes are not too many. */
+static void rest(MshEngine *engine)
 {
-    uint64_t rest_ns = for_ns < REST_MAX_NS ? for_ns : REST_MAX_NS;
-    clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = (long)rest_ns}, NULL);
+    uint64_t open_ns = engine->open_unrested_ns;
+    uint64_t rest_ns = engine->rest_ns;
+    uint64_t flush_ns = engine->flushes_unrested * (1000000000ull / MSH_FLUSHES_A_SECOND);
+    engine->open_unrested_ns = engine->rest_ns = engine->flushes_unrested = 0;
+    if (rest_ns < WINDOWS_AT_ONCE_NS)
+        rest_ns = WINDOWS_AT_ONCE_NS;
+    if (rest_ns > REST_MAX_NS)
+        rest_ns = REST_MAX_NS;
+    if (rest_ns + open_ns < flush_ns)
+        rest_ns = flush_ns - open_ns;
+    clock_nanosleep(CLOCK_MONOTONIC, 0,
+                    &(struct timespec){.tv_sec = (time_t)(rest_ns / 1000000000u), .tv_nsec = (long)(rest_ns % 1000000000u)},
+                    NULL);
 }
 
 /* The userfaultfd is closed, and with it every registration is gone. */
@@ -40,7 +52,7 @@ static void lose_window(MshEngine *engine)
 static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, size_t count,
                           MshSlot *returned, size_t *returned_count)
 {
-    bool done[MSH_REHOME_PAGES] = {false};
+    MshRehomed done[MSH_REHOME_PAGES] = {MSH_REHOMED_NOT};
     MshSlot old[MSH_REHOME_PAGES];
     MshSlot first = {candidates->slot};
     uint32_t page = 0, pages = 0;
@@ -63,8 +75,11 @@ static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, siz
         msh_rehome_run(&engine->rebuild, &engine->scan.pagemap, region, page, pages, first, done, old);
     for (uint32_t i = 0; i < pages; i++) {
         MshSlot slot = {first.number + i};
-        if (!done[i]) {
+        if (done[i] != MSH_REHOMED_DONE) {
             returned[(*returned_count)++] = slot;
+            /* Where passes are slow it would keep its segment until the next visit. */
+            if (done[i] == MSH_REHOMED_BROKEN)
+                returned[(*returned_count)++] = msh_scan_note_break(&engine->scan, region, page + i);
             continue;
         }
         returned[(*returned_count)++] = old[i]; /* void where its source is gone */
@@ -119,16 +134,20 @@ void msh_merging_all(MshEngine *engine, MshCandidates *candidates, bool is_paced
     for (size_t i = count; i < candidates->count; i++)
         if (candidates->items[i].slot != MSH_SLOT_ZERO)
             msh_worker_return_slots(engine, &(MshSlot){candidates->items[i].slot}, 1);
-    uint64_t open_ns = WINDOWS_AT_ONCE_NS;
+    bool must_rest = is_paced;
     for (size_t at = 0; at < count;) {
-        if (is_paced && open_ns >= WINDOWS_AT_ONCE_NS) {
-            rest(open_ns);
-            open_ns = 0;
-        }
+        if (must_rest)
+            rest(engine);
         pthread_mutex_lock(&engine->memory_lock);
         uint64_t start_ns = msh_engine_now_ns();
         at += merge_some(engine, candidates->items + at, count - at);
-        open_ns += (msh_engine_now_ns() - start_ns) << engine->window.strain;
+        if (is_paced) {
+            engine->open_unrested_ns += msh_engine_now_ns() - start_ns;
+            engine->flushes_unrested += engine->window.flushes;
+            engine->rest_ns = engine->open_unrested_ns << engine->window.strain;
+            must_rest = engine->rest_ns >= WINDOWS_AT_ONCE_NS;
+        }
+        engine->window.flushes = 0;
         if (at == count && engine->has_window)
             msh_window_free_replaced(&engine->window);
         pthread_mutex_unlock(&engine->memory_lock);

@@ -10,6 +10,9 @@
 
 #include "engine.h"
 
+/* So many flushes of their TLBs the guest's processors suffer from windows. */
+enum { MSH_FLUSHES_A_SECOND = 40000 };
+
 /* Merges all candidates, and empties the list. is_paced: rests between windows. */
 void msh_merging_all(MshEngine *engine, MshCandidates *candidates, bool is_paced);
 

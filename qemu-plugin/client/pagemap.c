@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "kernel_abi.h"
@@ -76,6 +77,12 @@ int msh_pagemap_scan(const MshPagemap *pagemap, const void *start, size_t pages,
         scan.start = scan.walk_end;
     }
     return 0;
+}
+
+bool msh_pagemap_is_in_memory(const void *page)
+{
+    unsigned char residency = 0; /* with a marker in the page table the kernel looks into the file's page cache */
+    return mincore((void *)page, MSH_PAGE_BYTES, &residency) == 0 && (residency & 1);
 }
 
 /* Both masks are exactly "written": kernels that lack 40de8160ca7f misreport otherwise, and this form

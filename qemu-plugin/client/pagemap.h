@@ -41,6 +41,10 @@ typedef struct MshPageRange {
     uint64_t start, end; /* addresses */
 } MshPageRange;
 
+/* Whether reading a page brings nothing in from swap. Tells a page of the store that is absent and protected from a
+ * copy that was swapped out, which read alike above. */
+bool msh_pagemap_is_in_memory(const void *page);
+
 /* Of pages registered for asynchronous write protection: which were written since they were protected, or
  * never were. Stops after max_pages, or when ret_ranges is full. Returns how many ranges, and in *ret_end
  * up to where it has looked; or -errno. */

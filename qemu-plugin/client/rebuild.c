@@ -119,13 +119,16 @@ static Site find_site(MshRegion *region, uint32_t page, uint32_t end)
     return site;
 }
 
-/* Memory with exactly the flags of the region's own, or the kernel would not join it; never
- * touched. */
-static uint8_t *map_fresh(const Site *site)
+/*
+ * Memory with exactly the flags of the region's own, or the kernel would not join it; never touched. NULL: none can
+ * be had now. It must be no part of a mapping in use beside it either, not even for a moment: it would keep that one's
+ * anon_vma, and be joined with nothing at home. So nobody may read it until it is registered, like no other mapping. I12
+ */
+static uint8_t *map_fresh(MshRebuild *rebuild, const Site *site)
 {
     const MshRegion *region = site->region;
     uint8_t *fresh =
-        mmap(NULL, site->length_bytes, PROT_READ | PROT_WRITE,
+        mmap(NULL, site->length_bytes, PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | (region->no_reserve ? MAP_NORESERVE : 0), -1, 0);
     if (fresh == MAP_FAILED)
         return NULL;
@@ -135,7 +138,11 @@ static uint8_t *map_fresh(const Site *site)
         madvise(fresh, site->length_bytes, MADV_DONTDUMP);
     if (region->advises_huge)
         madvise(fresh, site->length_bytes, MADV_NOHUGEPAGE);
-    return fresh;
+    if (msh_uffd_register(&rebuild->uffd, fresh, site->length_bytes, MODES) == 0 &&
+        mprotect(fresh, site->length_bytes, PROT_READ | PROT_WRITE) == 0)
+        return fresh;
+    munmap(fresh, site->length_bytes);
+    return NULL;
 }
 
 /* Under the write protection. Never reads a plain page: a hole would make us wait for ourselves. */
@@ -235,14 +242,13 @@ int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint3
                     size_t *ret_returned_count)
 {
     Site site = find_site(region, page, end);
-    uint8_t *fresh = map_fresh(&site);
+    uint8_t *fresh = map_fresh(rebuild, &site);
     if (!fresh)
-        return -errno;
-    bool is_open = msh_uffd_register(&rebuild->uffd, fresh, site.length_bytes, MODES) == 0;
-    int result = is_open ? replace(rebuild, &site, fresh, pins) : -EBUSY;
+        return -EBUSY;
+    int result = replace(rebuild, &site, fresh, pins);
     if (result != 0)
         munmap(fresh, site.length_bytes);
-    if (is_open && result != MSH_E_UFFD_FOREIGN)
+    if (result != MSH_E_UFFD_FOREIGN)
         msh_rebuild_close_range(rebuild, site.wide, site.wide_bytes);
     if (result != 0)
         return result < 0 ? result : -EBUSY;

@@ -166,8 +166,9 @@ int msh_region_new(void *address, size_t length_bytes, MshRegion **ret_region, M
     region->state = calloc(region->pages, sizeof *region->state);
     region->word = calloc(region->pages, sizeof *region->word);
     region->look = calloc(region->pages, sizeof *region->look);
+    region->merge = calloc(region->pages, sizeof *region->merge);
     region->block = calloc(msh_region_blocks(region), sizeof *region->block);
-    if (!region->state || !region->word || !region->look || !region->block) {
+    if (!region->state || !region->word || !region->look || !region->merge || !region->block) {
         msh_region_free(region);
         return msh_error_set(error, -ENOMEM, "no memory for the page map of %zu bytes",
                              length_bytes);
@@ -186,6 +187,7 @@ MshRegion *msh_region_free(MshRegion *region)
     free(region->state);
     free(region->word);
     free(region->look);
+    free(region->merge);
     free(region->block);
     free(region);
     return NULL;
@@ -222,7 +224,7 @@ uint64_t msh_region_overhead_bytes(const MshRegion *region)
 {
     return sizeof *region +
            (uint64_t)region->pages *
-               (sizeof *region->state + sizeof *region->look + sizeof *region->word) +
+               (sizeof *region->state + sizeof *region->look + sizeof *region->merge + sizeof *region->word) +
            msh_region_blocks(region) * sizeof *region->block;
 }
 
@@ -254,6 +256,38 @@ static MshCounter *gauge_of(MshPageState state, MshCounters *counters)
     }
 }
 
+/* Of MshRegion.merge: what is above the level, and below it. */
+enum { MERGE_LEVEL = 32, MERGE_LEVEL_MAX = 7 };
+
+static void note_merge(MshRegion *region, uint32_t page, MshPageState from, MshPageState to)
+{
+    unsigned level = region->merge[page] / MERGE_LEVEL;
+    if (to == MSH_PAGE_HOLE)
+        region->merge[page] = 0;
+    else if (to == MSH_PAGE_SHARED && from != MSH_PAGE_SHARED)
+        region->merge[page] = (uint8_t)(level * MERGE_LEVEL + region->round % MERGE_LEVEL);
+    else if (to == MSH_PAGE_PRIVATE)
+        region->merge[page] = (uint8_t)(level * MERGE_LEVEL + level);
+}
+
+void msh_region_note_break(MshRegion *region, uint32_t page)
+{
+    enum { SOON_ROUNDS = 4, STEP = 2 };
+    unsigned merge = region->merge[page], level = merge / MERGE_LEVEL;
+    if ((region->round - merge) % MERGE_LEVEL < SOON_ROUNDS)
+        level = level + STEP < MERGE_LEVEL_MAX ? level + STEP : MERGE_LEVEL_MAX;
+    else
+        level -= level > 0;
+    region->merge[page] = (uint8_t)(level * MERGE_LEVEL + merge % MERGE_LEVEL);
+}
+
+bool msh_region_must_last(MshRegion *region, uint32_t page)
+{
+    bool must_last = region->merge[page] % MERGE_LEVEL > 0;
+    region->merge[page] = (uint8_t)(region->merge[page] - must_last);
+    return must_last;
+}
+
 void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32_t word,
                        MshCounters *counters)
 {
@@ -266,6 +300,7 @@ void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32
         msh_count(entered, 1);
     MshBlock *block = &region->block[msh_region_block(region, page)];
     block->broken = (uint16_t)(block->broken + (to == MSH_PAGE_BROKEN) - (from == MSH_PAGE_BROKEN));
+    note_merge(region, page, from, to);
     msh_region_set_look(region, page, 0, counters);
     region->state[page] = (uint8_t)to;
     region->word[page] = word;

@@ -28,8 +28,8 @@ enum {
     MSH_LOOK_WORTH = 4,   /* zero, or equal to a slot when last asked about, but not worth splitting its
                              huge page for */
     MSH_LOOK_MOVING = 8,  /* SHARED, in a view that leaves: asked about */
-    MSH_LOOK_LEVEL = 16,  /* one step of the level: a page that keeps changing is looked at every 2^level
-                             passes */
+    MSH_LOOK_LEVEL = 16,  /* one step of the level: a page that keeps changing, or breaking, is looked at every
+                             2^level passes, and so has to be stable for so long */
     MSH_LOOK_LEVEL_MAX = 6,
     MSH_LOOK_LIFTED = 128, /* in a tracked block, but we had to let go of it: the kernel calls it written, and
                               only its contents tell */
@@ -55,7 +55,7 @@ typedef struct MshBlock {
     uint16_t again;     /* pages to be looked at again */
     uint16_t worth;     /* pages that could be saved, were it not for the huge page */
     uint16_t broken;    /* BROKEN pages */
-    uint32_t broke_pass; /* in which one was last seen to break */
+    uint32_t broke_round; /* in which one was last seen to break */
     uint16_t present, changed, proposed; /* at the visit under way */
 } MshBlock;
 
@@ -69,6 +69,9 @@ typedef struct MshRegion {
     uint32_t released;  /* pages, from the first on: so far */
     uint8_t *state; /* MshPageState, one a page */
     uint8_t *look;  /* one a page */
+    uint8_t *merge; /* bits 5 to 7: how often more than others it has to be found stable before it is merged; 0 to 4:
+                       SHARED and BROKEN: in which round it was, PRIVATE: how often more from now on */
+    uint32_t round; /* at the last visit: MshScan.round */
     uint32_t *word; /* PRIVATE: see above; SHARED and BROKEN: the slot, in local numbering */
     MshBlock *block;
 } MshRegion;
@@ -96,6 +99,12 @@ static inline bool msh_region_is_mapped(const MshRegion *region, uint32_t page)
 /* Takes a page from one state to another, with its new word, and counts it. */
 void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32_t word,
                        MshCounters *counters);
+
+/* A SHARED page that is about to become BROKEN: one that breaks soon after it was merged has to be found stable more
+ * often before it is merged again, and so on; one that held for long, less often. */
+void msh_region_note_break(MshRegion *region, uint32_t page);
+/* A PRIVATE page that was found stable: whether it has to be so once more. */
+bool msh_region_must_last(MshRegion *region, uint32_t page);
 
 /* Sets what a look at a PRIVATE page left, and counts it. */
 void msh_region_set_look(MshRegion *region, uint32_t page, uint8_t look, MshCounters *counters);

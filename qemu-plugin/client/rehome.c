@@ -38,7 +38,7 @@ static bool map_slots(const MshView *view, MshRegion *region, uint32_t page, uin
 }
 
 int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *region, uint32_t page,
-                   uint32_t pages, MshSlot first, bool ret_done[MSH_REHOME_PAGES],
+                   uint32_t pages, MshSlot first, MshRehomed ret_done[MSH_REHOME_PAGES],
                    MshSlot ret_old[MSH_REHOME_PAGES])
 {
     const MshViews *views = rebuild->views;
@@ -48,7 +48,7 @@ int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *re
     uint8_t presence[MSH_REHOME_PAGES];
     bool equal[MSH_REHOME_PAGES];
     for (uint32_t i = 0; i < pages; i++) {
-        ret_done[i] = false;
+        ret_done[i] = MSH_REHOMED_NOT;
         ret_old[i] = (MshSlot){region->word[page + i]};
         equal[i] = is_equal(views, ret_old[i], (MshSlot){first.number + i});
         touch((const uint8_t *)home + msh_pages_to_bytes(i));
@@ -66,7 +66,10 @@ int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *re
         while (end < pages && equal[end] && presence[end] == (MSH_PRESENT | MSH_PRESENT_FILE))
             end++;
         if (end > i && map_slots(view, region, page + i, end - i, (MshSlot){first.number + i}))
-            memset(ret_done + i, true, end - i);
+            for (uint32_t page_done = i; page_done < end; page_done++)
+                ret_done[page_done] = MSH_REHOMED_DONE;
+        if (end == i && (presence[i] & MSH_PRESENT) && !(presence[i] & MSH_PRESENT_FILE))
+            ret_done[i] = MSH_REHOMED_BROKEN;
         i = end > i ? end : i + 1;
     }
     if (result == MSH_E_UFFD_FOREIGN)

@@ -19,11 +19,17 @@
 
 enum { MSH_REHOME_PAGES = 64 };
 
+typedef enum MshRehomed {
+    MSH_REHOMED_NOT,    /* as it was */
+    MSH_REHOMED_DONE,   /* mapped from the new slot */
+    MSH_REHOMED_BROKEN, /* a private copy: somebody has written to it */
+} MshRehomed;
+
 /* Tries pages [page, page + pages) of the region, at most MSH_REHOME_PAGES, all SHARED, with the slots from
- * first on, all in one view. *ret_done says which have moved; their old slots are in ret_old, the others stay
- * as they were. -errno: none has moved. */
+ * first on, all in one view. ret_done says what has come of each; their old slots are in ret_old. -errno: none has
+ * moved. */
 int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *region, uint32_t page,
-                   uint32_t pages, MshSlot first, bool ret_done[MSH_REHOME_PAGES],
+                   uint32_t pages, MshSlot first, MshRehomed ret_done[MSH_REHOME_PAGES],
                    MshSlot ret_old[MSH_REHOME_PAGES]);
 
 #endif

@@ -144,8 +144,24 @@ static bool may_spend_mappings(const MshEngine *engine, uint32_t runs)
            msh_read(&engine->counters.mappings_limit) / 8 * 7;
 }
 
-/* The BROKEN pages of one block, less those that are swapped out: they are not brought in for this (I9). */
-static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
+static bool is_broken(const MshEngine *engine, const MshRegion *region, uint32_t page)
+{
+    (void)engine;
+    return region->state[page] == MSH_PAGE_BROKEN;
+}
+
+/* A page of the store need not be in the page table to be there; where it carries a mark of tracking it reads as
+ * swapped. */
+static bool is_there(const MshRegion *region, uint32_t page, uint8_t presence)
+{
+    if (region->state[page] != MSH_PAGE_SHARED)
+        return presence & MSH_PRESENT;
+    return !(presence & MSH_SWAPPED) || msh_pagemap_is_in_memory(msh_region_address(region, page));
+}
+
+/* Those pages of a block, less those that are swapped out: they are not brought in for this (I9). */
+static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
+                       MshIsDue *is_due)
 {
     uint8_t presence[MSH_SCAN_BLOCK_PAGES];
     if (msh_pagemap_scan(&engine->scan.pagemap, msh_region_address(region, first), end - first,
@@ -153,8 +169,8 @@ static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uin
         return;
     for (uint32_t page = first; page < end;) {
         uint32_t broken = page;
-        while (broken < end && region->state[broken] == MSH_PAGE_BROKEN &&
-               (presence[broken - first] & MSH_PRESENT))
+        while (broken < end && is_due(engine, region, broken) &&
+               is_there(region, broken, presence[broken - first]))
             broken++;
         if (broken > page) {
             /* Rebuilding registers the neighbours too, with a userfaultfd of its own. */
@@ -172,16 +188,25 @@ static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uin
 
 void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
 {
-    enum { STABLE_PASSES = 2, BLOCKS_AT_ONCE = 4 };
+    enum { STABLE_ROUNDS = 2, BLOCKS_AT_ONCE = 4 };
     uint32_t mended = 0;
     for (uint32_t page = first; page < end && mended < BLOCKS_AT_ONCE;) {
         uint32_t number = msh_region_block(region, page);
         const MshBlock *block = &region->block[number];
         page = msh_region_block_end(region, number);
-        if (block->broken == 0 || engine->scan.pass - block->broke_pass < STABLE_PASSES ||
+        if (block->broken == 0 || engine->scan.round - block->broke_round < STABLE_ROUNDS ||
             !may_spend_mappings(engine, block->broken) || !may_rebuild(engine))
             continue;
-        mend_block(engine, region, msh_region_block_first(region, number), page);
+        mend_block(engine, region, msh_region_block_first(region, number), page, is_broken);
         mended++;
     }
+}
+
+void msh_release_some_of(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end, MshIsDue *is_due)
+{
+    uint32_t due = 0;
+    for (uint32_t page = first; page < end; page++)
+        due += is_due(engine, region, page);
+    if (due && may_spend_mappings(engine, due) && may_rebuild(engine))
+        mend_block(engine, region, first, end, is_due);
 }

@@ -27,4 +27,9 @@ bool msh_release_region(MshEngine *engine, MshRegion *region, uint64_t until_ns)
  * the mappings last that this may cost. Memory lock. */
 void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end);
 
+typedef bool MshIsDue(const MshEngine *engine, const MshRegion *region, uint32_t page);
+
+/* The same at once, for those mapped pages of [first, end), at most MSH_SCAN_BLOCK_PAGES, that are due. Memory lock. */
+void msh_release_some_of(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end, MshIsDue *is_due);
+
 #endif

@@ -16,6 +16,7 @@ enum {
      * pass costs is the kernel's walk through page tables and mappings. */
     CALM_PASSES = 8,
     CALM_ROW_BLOCKS = 16,
+    LEAP_PAGES = 1 << 16, /* of the page map, in one step through what leaves */
 };
 
 /* What a word remembers of a fingerprint. A false "unchanged" (1 in 4 billion) costs a failed
@@ -30,6 +31,16 @@ static uint32_t word_of(uint64_t fingerprint)
  * Section: one page
  */
 
+MshSlot msh_scan_note_break(MshScan *scan, MshRegion *region, uint32_t page)
+{
+    MshSlot slot = {region->word[page]};
+    msh_region_note_break(region, page);
+    msh_region_become(region, page, MSH_PAGE_BROKEN, slot.number, scan->counters);
+    region->block[msh_region_block(region, page)].broke_round = scan->round;
+    msh_count(&scan->counters->breaks, 1);
+    return slot;
+}
+
 static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_t presence,
                          MshVisit *visit)
 {
@@ -37,27 +48,25 @@ static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_
                    ((presence & MSH_PRESENT) && !(presence & MSH_PRESENT_FILE));
     if (region->state[page] != MSH_PAGE_SHARED || !is_copy)
         return;
-    visit->broken_slot[visit->broken++] = (MshSlot){region->word[page]};
-    msh_region_become(region, page, MSH_PAGE_BROKEN, region->word[page], scan->counters);
-    region->block[msh_region_block(region, page)].broke_pass = scan->pass;
-    msh_count(&scan->counters->breaks, 1);
+    visit->broken_slot[visit->broken++] = msh_scan_note_break(scan, region, page);
 }
 
 /* A page that keeps changing is looked at every 2nd, 4th, ... pass; each time where it tells whether its huge
- * page is hot. */
+ * page is hot, and where passes are so slow that what it did in others tells nothing of now. */
 static bool is_due(const MshScan *scan, const MshRegion *region, uint32_t page)
 {
     uint32_t mask = (1u << msh_look_level(region->look[page])) - 1;
     return ((scan->pass + region->first_frame + page) & mask) == 0 ||
-           region->block[msh_region_block(region, page)].is_huge;
+           msh_stretch_is_slow(&scan->stretch) || region->block[msh_region_block(region, page)].is_huge;
 }
 
-/* To be looked at again, and less often than so far. */
+/* To be looked at again, and less often than so far if it changed soon. */
 static void note_change(MshScan *scan, MshRegion *region, uint32_t page)
 {
     unsigned level = msh_look_level(region->look[page]);
-    level += level < MSH_LOOK_LEVEL_MAX;
+    level += level < MSH_LOOK_LEVEL_MAX && !msh_stretch_is_first_of_two(&scan->stretch);
     region->block[msh_region_block(region, page)].changed++;
+    msh_count(&scan->counters->changed_pages, 1);
     msh_region_set_look(region, page, (uint8_t)(MSH_LOOK_AGAIN | level * MSH_LOOK_LEVEL),
                         scan->counters);
 }
@@ -90,8 +99,12 @@ static void propose(MshScan *scan, MshRegion *region, uint32_t page, uint64_t fi
         msh_region_set_look(region, page, 0, scan->counters);
         return;
     }
-    if (is_worth && must_stay(block) && !scan->is_anew)
+    if (is_worth && must_stay(block))
         return; /* the answer is known, and would be turned down */
+    if (msh_region_must_last(region, page)) {
+        msh_region_set_look(region, page, region->look[page] | MSH_LOOK_AGAIN, scan->counters);
+        return;
+    }
     block->proposed += is_worth;
     bool is_news = !(region->look[page] & MSH_LOOK_SIGHTED) || scan->is_anew;
     msh_region_set_look(region, page, MSH_LOOK_SIGHTED, scan->counters);
@@ -196,9 +209,10 @@ static void visit_present(MshScan *scan, MshRegion *region, uint32_t page, Manne
 static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t presence,
                        Manner manner, MshVisit *visit)
 {
-    /* To note that a page was written costs next to nothing. Were it paid like a look, a guest that writes faster than
-     * it may be scanned would never be looked at a second time before it has written again. */
-    visit->scanned_pages += presence != 0 && (manner != NOTE_WRITTEN || msh_region_is_mapped(region, page));
+    /* What was written since a pass that was long ago is only noted, and read at the second look. */
+    bool is_noted = manner == NOTE_WRITTEN && msh_stretch_is_first_of_two(&scan->stretch) &&
+                    !msh_region_is_mapped(region, page);
+    visit->scanned_pages += presence != 0 && !is_noted;
     if (presence & MSH_PRESENT_HUGE)
         region->block[msh_region_block(region, page)].is_huge = true;
     if (msh_region_is_mapped(region, page)) {
@@ -274,6 +288,14 @@ static bool is_trackable(const uint8_t *presence, uint32_t pages)
     return (any & MSH_PRESENT) && !(any & MSH_PRESENT_HUGE);
 }
 
+/* Second looks end where the first ones did: what comes behind was not looked at yet, nor counted as present. */
+static uint32_t visit_end(const MshScan *scan, const MshRegion *region, uint32_t end)
+{
+    if (!msh_stretch_is_second(&scan->stretch) || scan->stretch.end >= region->first_frame + end)
+        return end;
+    return scan->stretch.end - region->first_frame;
+}
+
 /* Every present page. A block that may be tracked is not looked at now: the next visit will know which of
  * its pages are stable without having read them twice. */
 static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_t max_pages,
@@ -285,11 +307,14 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
     bool is_start = first == msh_region_block_first(region, number);
     if (block->is_tracked)
         msh_track_drop(&scan->track, region, first, end);
-    bool arm = is_start && block->settled == MSH_BLOCK_SETTLED && scan->may_track;
-    if (is_start)
+    bool is_second = msh_stretch_is_second(&scan->stretch); /* maybe of a part of the block: it goes on counting */
+    bool arm = is_start && block->settled == MSH_BLOCK_SETTLED && scan->may_track &&
+               end <= visit_end(scan, region, end);
+    if (is_start && !is_second)
         begin_block(block);
     if (!arm && end - first > max_pages)
         end = first + max_pages;
+    end = visit_end(scan, region, end);
     uint8_t presence[MSH_SCAN_BLOCK_PAGES];
     int result = find_presence(scan, region, first, end, presence);
     if (result < 0)
@@ -300,10 +325,10 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
                         : LOOK;
     for (uint32_t i = 0; i < end - first; i++)
         visit_page(scan, region, first + i, presence[i], manner, visit);
-    for (uint32_t i = 0; i < end - first; i++)
+    for (uint32_t i = 0; i < end - first && !is_second; i++)
         block->present += (uint16_t)((presence[i] & MSH_PRESENT) && !(presence[i] & MSH_PRESENT_ZERO));
     if (end == msh_region_block_end(region, number)) {
-        scan->present += block->present;
+        scan->present += is_second ? 0 : block->present;
         judge_huge(block);
         if (!block->is_tracked)
             judge(block);
@@ -420,7 +445,7 @@ static void pass_over(MshScan *scan, const MshRegion *region, const MshHarvest *
 {
     for (uint32_t block = msh_region_block(region, harvest->first);
          block < msh_region_blocks(region) && msh_region_block_end(region, block) <= harvest->end; block++)
-        scan->present += region->block[block].present;
+        scan->present += msh_stretch_is_second(&scan->stretch) ? 0 : region->block[block].present;
     visit->skipped_pages += harvest->end - harvest->first - visit->scanned_pages;
 }
 
@@ -429,7 +454,9 @@ static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVi
 {
     uint32_t number = msh_region_block(region, first);
     bool is_lone = region->block[number].again > 0;
-    uint32_t end = is_lone ? msh_region_block_end(region, number) : row_end(scan, region, number);
+    uint32_t end = visit_end(
+        scan, region,
+        is_lone ? msh_region_block_end(region, number) : row_end(scan, region, number));
     MshHarvest harvest = {.first = first, .end = end};
     if (rests(scan, region, number)) {
         pass_over(scan, region, &harvest, visit);
@@ -444,7 +471,8 @@ static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVi
         return result;
     judge_calm(region, &harvest);
     pass_over(scan, region, &harvest, visit);
-    if (visit->written_pages * RESTLESS_SHARE > MSH_SCAN_BLOCK_PAGES)
+    if (visit->written_pages * RESTLESS_SHARE > MSH_SCAN_BLOCK_PAGES &&
+        !msh_stretch_is_first_of_two(&scan->stretch))
         give_up(scan, region, first, harvest.end);
     *ret_end = harvest.end;
     return 0;
@@ -455,6 +483,8 @@ void msh_scan_restart(MshScan *scan)
     scan->cursor_frame = 0;
     scan->present = 0;
     scan->pass++;
+    scan->round++;
+    msh_stretch_restart(&scan->stretch, scan->now_ns);
     scan->is_anew = scan->wants_anew;
     scan->wants_anew = false;
 }
@@ -467,21 +497,39 @@ static void clear(MshVisit *visit)
     visit->region = NULL;
 }
 
+/* Where the walk goes on; NULL: all is visited. */
+static MshRegion *next_region(MshScan *scan, const MshMemory *memory)
+{
+    MshRegion *region = msh_memory_next(memory, scan->cursor_frame);
+    if (!scan->now_ns)
+        return region;
+    uint64_t pages = 0;
+    for (size_t i = 0; i < memory->count; i++)
+        pages += memory->region[i]->pages;
+    uint32_t frame =
+        msh_stretch_next(&scan->stretch, scan->cursor_frame, !region, pages, scan->now_ns);
+    scan->round += frame != scan->cursor_frame;
+    scan->cursor_frame = frame;
+    return msh_memory_next(memory, frame);
+}
+
 int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, MshVisit *ret_visit)
 {
     clear(ret_visit);
-    MshRegion *region = msh_memory_next(memory, scan->cursor_frame);
+    MshRegion *region = next_region(scan, memory);
     ret_visit->is_pass_end = !region;
     if (!region) {
         msh_gauge(&scan->counters->present_pages, scan->present);
         msh_scan_restart(scan);
         return 0;
     }
+    region->round = scan->round;
     uint32_t first =
         scan->cursor_frame > region->first_frame ? scan->cursor_frame - region->first_frame : 0;
     uint32_t end = first;
     bool is_tracked = region->block[msh_region_block(region, first)].is_tracked;
-    int result = is_tracked && !scan->is_anew
+    bool is_anew = scan->is_anew && !msh_stretch_is_second(&scan->stretch); /* once is enough */
+    int result = is_tracked && !is_anew
                      ? visit_tracked(scan, region, first, ret_visit, &end)
                      : visit_plain(scan, region, first, max_pages, ret_visit, &end);
     msh_count(&scan->counters->scanned_pages, ret_visit->scanned_pages);
@@ -494,10 +542,12 @@ int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, M
     return result;
 }
 
-static bool is_leaving(const MshViews *views, const MshRegion *region, uint32_t page)
+MshView *msh_scan_leaving_view(const MshViews *views, const MshRegion *region, uint32_t page)
 {
-    return region->state[page] == MSH_PAGE_SHARED &&
-           atomic_load(&msh_views_of(views, (MshSlot){region->word[page]})->is_leaving);
+    if (!msh_region_is_mapped(region, page))
+        return NULL;
+    MshView *view = msh_views_of(views, (MshSlot){region->word[page]});
+    return view && atomic_load(&view->is_leaving) ? view : NULL;
 }
 
 bool msh_scan_leaving(MshScan *scan, const MshMemory *memory, const MshViews *views, uint32_t *frame,
@@ -508,10 +558,15 @@ bool msh_scan_leaving(MshScan *scan, const MshMemory *memory, const MshViews *vi
     if (!region || !scan->secret)
         return false;
     uint32_t first = *frame > region->first_frame ? *frame - region->first_frame : 0;
+    uint32_t leap = first; /* no page to where there is none that leaves */
+    while (leap < region->pages && leap - first < LEAP_PAGES && !msh_scan_leaving_view(views, region, leap))
+        leap++;
+    first = leap;
     uint32_t end = region->pages - first > MSH_SCAN_BLOCK_PAGES ? first + MSH_SCAN_BLOCK_PAGES
                                                                : region->pages;
     for (uint32_t page = first; page < end; page++) {
-        if ((region->look[page] & MSH_LOOK_MOVING) || !is_leaving(views, region, page))
+        if (region->state[page] != MSH_PAGE_SHARED || (region->look[page] & MSH_LOOK_MOVING) ||
+            !msh_scan_leaving_view(views, region, page))
             continue;
         MshSlot slot = {region->word[page]};
         uint64_t hash = msh_fingerprint(scan->secret, msh_view_page(msh_views_of(views, slot), slot));
@@ -522,6 +577,9 @@ bool msh_scan_leaving(MshScan *scan, const MshMemory *memory, const MshViews *vi
     }
     msh_count(&scan->counters->scanned_pages, ret_visit->scanned_pages);
     msh_count(&scan->counters->hashed_pages, ret_visit->scanned_pages);
+    ret_visit->region = region;
+    ret_visit->first = first;
+    ret_visit->end = end;
     *frame = region->first_frame + end;
     return true;
 }

@@ -2,7 +2,7 @@
 /*
  * The walk over registered memory: which pages are worth a question. A page is sighted once it held
  * the same bytes at two looks (judged by its fingerprint), so that what changes all the time is left
- * alone; one that keeps changing is looked at less and less often. Where the kernel tells which pages were
+ * alone, the second soon after the first (stretch.h); one that keeps changing is looked at less and less often. Where the kernel tells which pages were
  * written (track.h) the others are not looked at. Never touches an absent page (I9). Notices what
  * guests did to pages since: broke a mapping, touched a hole.
  *
@@ -16,6 +16,7 @@
 #include "memory.h"
 #include "pagemap.h"
 #include "runs.h"
+#include "stretch.h"
 #include "track.h"
 
 enum { MSH_SCAN_BLOCK_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES };
@@ -30,6 +31,9 @@ typedef struct MshScan {
     bool wants_anew;       /* the next one shall */
     uint32_t cursor_frame; /* the next one to visit */
     uint32_t pass;
+    uint32_t round;        /* as pass, and one more wherever the walk turns back */
+    MshStretch stretch;
+    uint64_t now_ns;       /* 0: nobody walks in time, and every pass counts as quick */
     uint64_t present;      /* in this pass so far */
     MshCounters *counters;
 } MshScan;
@@ -51,10 +55,16 @@ typedef struct MshVisit {
  * tells what it found. A visit behind the last page ends the pass. */
 int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, MshVisit *ret_visit);
 
+/* The view that a page is mapped from, if that leaves; NULL otherwise. */
+MshView *msh_scan_leaving_view(const MshViews *views, const MshRegion *region, uint32_t page);
+
 /* SHARED pages of views that leave, sighted by the bytes of their slots, from *frame on, as many as a
  * visit holds; moves *frame on. False: there are no more. */
 bool msh_scan_leaving(MshScan *scan, const MshMemory *memory, const MshViews *views, uint32_t *frame,
                       MshVisit *ret_visit);
+
+/* A SHARED page that holds a private copy is BROKEN from now on. Returns the slot that it had, to be given back. */
+MshSlot msh_scan_note_break(MshScan *scan, MshRegion *region, uint32_t page);
 
 /* Begins a new pass. */
 void msh_scan_restart(MshScan *scan);

@@ -105,6 +105,13 @@ bool msh_views_leave(MshViews *views, uint32_t local)
     return !atomic_exchange(&views->view[local]->is_leaving, true);
 }
 
+bool msh_views_retire(MshViews *views, uint32_t local)
+{
+    MshView *view = views->view[local];
+    view->retired = true;
+    return msh_views_leave(views, local) && atomic_load(&view->mapped_pages) > 0;
+}
+
 uint64_t msh_views_leaving_pages(const MshViews *views)
 {
     uint64_t pages = 0;

@@ -52,6 +52,9 @@ void msh_views_new_source(MshViews *views);
 /* The same of view local alone: its source empties it. False: it leaves already. */
 bool msh_views_leave(MshViews *views, uint32_t local);
 
+/* Nobody has a grant in it. True: it leaves only now, with BROKEN pages that hold its memory. */
+bool msh_views_retire(MshViews *views, uint32_t local);
+
 static inline MshView *msh_views_of(const MshViews *views, MshSlot slot)
 {
     uint32_t local = msh_slot_segment(slot);

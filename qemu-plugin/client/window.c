@@ -302,6 +302,7 @@ static void move_out(MshWindow *window, const Run *first, const Run *last)
             msh_uffd_move(&window->uffd, window->pagemap, scratch_page(window, first->scratch + at),
                           msh_region_address(first->region, first->page + at),
                           msh_pages_to_bytes(pages - at), &moved_bytes);
+        window->flushes++;
         uint32_t moved = (uint32_t)msh_bytes_to_pages(moved_bytes);
         memset(first->outcome + at, MOVED, moved);
         at += moved;
@@ -329,6 +330,7 @@ static void move_back(MshWindow *window, MshRegion *region, uint32_t page, uint3
         size_t moved_bytes = 0;
         int result = msh_uffd_move(&window->uffd, window->pagemap, home, here,
                                    msh_pages_to_bytes(pages - at), &moved_bytes);
+        window->flushes++;
         at += (uint32_t)msh_bytes_to_pages(moved_bytes);
         if (result == 0)
             return;
@@ -383,6 +385,7 @@ static bool map_slots(MshWindow *window, Run *run, uint32_t at, uint32_t pages)
     const MshView *view = msh_views_of(window->views, slot);
     void *home = msh_region_address(run->region, run->page + at);
     size_t length_bytes = msh_pages_to_bytes(pages);
+    window->flushes++;
     /* DONTUNMAP leaves the template whole; the new mapping carries its flags at once. */
     return mremap(view->template + msh_slot_offset_bytes(slot), length_bytes, length_bytes,
                   MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, home) == home;

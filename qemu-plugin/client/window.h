@@ -37,6 +37,7 @@ typedef struct MshWindow {
     MshTrack *track;             /* lets go of what a window is about to open */
     _Atomic uint64_t refused_at; /* mappings there were when a run was last refused for want of more; 0:
                                     none was. Cleared by the reader */
+    uint32_t flushes; /* calls that had other processors flush what they knew of our pages. Cleared by the reader */
     uint32_t effort; /* what a window may take on now, in pages' worth: follows the time it takes */
     uint32_t strain; /* rests are 2^strain times as long: grows while more than one window in a
                         hundred is late, up to MSH_WINDOW_STRAIN_MAX */

@@ -12,25 +12,21 @@
 
 #include "fingerprint.h"
 #include "merging.h"
+#include "pacing.h"
 #include "release.h"
 
 #define SECOND_NS 1000000000ull
-/* What the CPU limit must allow before a step is begun. */
-#define CPU_STEP_NS 1000000ull
-/* Passes that find nothing follow each other less and less closely. */
-#define IDLE_MIN_NS 20000000ull
-#define IDLE_MAX_NS 640000000ull
-#define ANEW_INTERVAL_NS (10 * SECOND_NS)
-/* Pages that did not move out of a view that leaves are asked about again, less and less often. */
-#define MOVING_REST_MIN_NS (10 * SECOND_NS)
-#define MOVING_REST_MAX_NS (640 * SECOND_NS)
+/* Between two passes that sight everything anew: twice as long each time, for as long as there is cause for them. */
+#define ANEW_REST_MIN_NS (4 * SECOND_NS)
+#define ANEW_REST_MAX_NS (16 * SECOND_NS)
 #define RECOUNT_MAPPINGS_NS (10 * SECOND_NS)
 /* How long a pass on a caller's thread waits for the store to come within reach. */
 #define CONNECT_PATIENCE_NS (2 * SECOND_NS)
 
 enum {
-    QUEUE_FULL = 16384,
-    STEP_PAGES_MIN = 64, /* waking up costs as much as hashing that many */
+    QUEUE_FULL_MAX = 16384,
+    QUEUE_FULL_MIN = 512, /* and with a CPU limit: what waits there is time that will be spent, and is not counted yet */
+    QUEUE_FULL_SHARE = 16, /* of the memory: what waits to be merged is in the store already, and so is there twice */
     RELEASE_RATE_MIN = 50000, /* pages/s: un-sharing goes on also where scanning is paused */
 };
 
@@ -127,19 +123,6 @@ static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
     return is_there;
 }
 
-/* Asked about once more: whoever was asked before is gone. */
-static void forget_moving(MshEngine *engine)
-{
-    pthread_mutex_lock(&engine->memory_lock);
-    for (size_t i = 0; i < engine->memory.count; i++) {
-        MshRegion *region = engine->memory.region[i];
-        for (uint32_t page = 0; page < region->pages; page++)
-            region->look[page] &= (uint8_t)~MSH_LOOK_MOVING; /* no gauge counts it */
-    }
-    pthread_mutex_unlock(&engine->memory_lock);
-    engine->moving_frame = 0;
-}
-
 void msh_worker_stop_tracking(MshEngine *engine)
 {
     for (size_t i = 0; i < engine->memory.count; i++)
@@ -156,15 +139,6 @@ static void pause_tracking(MshEngine *engine)
     pthread_mutex_lock(&engine->memory_lock);
     msh_worker_stop_tracking(engine);
     pthread_mutex_unlock(&engine->memory_lock);
-}
-
-/* From the first page on: a view has come to leave since some were passed over. */
-static void begin_moving(MshEngine *engine)
-{
-    engine->is_moving = true;
-    engine->moving_frame = 0;
-    engine->moving_rest_ns = MOVING_REST_MIN_NS;
-    engine->moving_earliest_ns = msh_engine_now_ns() + engine->moving_rest_ns;
 }
 
 /* What windows and rebuilding need, once. An engine that is barred stays so: no other store changes what the
@@ -205,10 +179,10 @@ static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
     engine->scan.secret = engine->secret;
     engine->missed = 0;
     engine->anew_earliest_ns = 0;
-    if (engine->had_store) { /* and the old one's memory is to come back */
-        forget_moving(engine);
-        begin_moving(engine);
-    }
+    engine->anew_rest_ns = ANEW_REST_MIN_NS;
+    engine->moving.connected_ns = msh_engine_now_ns();
+    if (engine->had_store) /* and the old one's memory is to come back */
+        msh_moving_begin_anew(engine);
     engine->scan.wants_anew =
         engine->had_store; /* this store has heard nothing of what was sighted */
     engine->had_store = true;
@@ -223,7 +197,7 @@ static void on_disconnected(void *opaque)
 
 static void on_emptying(void *opaque)
 {
-    begin_moving(opaque);
+    msh_moving_begin(opaque);
 }
 
 MshExchangeEvents msh_worker_events(MshEngine *engine)
@@ -278,12 +252,13 @@ static void close_spent_views(MshEngine *engine)
     bool is_idle = engine->queue.count == 0 && !engine->is_merging && engine->pending.count == 0 &&
                    engine->returned.count == 0;
     pthread_mutex_unlock(&engine->queue_lock);
-    for (uint32_t local = 0; is_idle && local < MSH_VIEWS_MAX; local++) {
+    for (uint32_t local = 0; local < MSH_VIEWS_MAX; local++) {
         const MshView *view = engine->views.view[local];
         if (!view || atomic_load(&view->mapped_pages))
             continue;
         bool is_current = view->source == engine->views.source;
-        if (is_current && !view->retired)
+        /* Nobody has a grant in one that is retired, so nothing that waits anywhere names it. */
+        if (is_current ? !view->retired : !is_idle)
             continue;
         uint32_t segment = view->segment;
         msh_views_close(&engine->views, local);
@@ -305,34 +280,22 @@ static bool budget_is_back(MshEngine *engine)
     return true;
 }
 
-/* The table has forgotten sightings: make them again, but not for ever if it is too small for them.
- */
+/* The table has forgotten sightings, or the store would take nothing for a while: make them again, but not for ever
+ * if it is too small for them. */
 static void note_missed(MshEngine *engine, uint32_t missed)
 {
     uint64_t now_ns = msh_engine_now_ns();
+    if (missed == engine->missed && now_ns >= engine->anew_earliest_ns + ANEW_REST_MAX_NS)
+        engine->anew_rest_ns = ANEW_REST_MIN_NS;
     if (missed == engine->missed || now_ns < engine->anew_earliest_ns)
         return;
     engine->missed = missed;
-    engine->anew_earliest_ns = now_ns + ANEW_INTERVAL_NS;
+    engine->anew_earliest_ns = now_ns + engine->anew_rest_ns;
+    if (engine->anew_rest_ns < ANEW_REST_MAX_NS)
+        engine->anew_rest_ns *= 2;
     engine->scan.wants_anew = true;
-    engine->is_moving = msh_views_leaving_pages(&engine->views) > 0;
-    if (engine->is_moving)
-        forget_moving(engine);
-}
-
-/* Pages may have stayed in a view that leaves for many reasons: no room for mappings or in the
- * store, a broker that was slow, an engine that was held. The segment lives as long as any does. */
-static void retry_moving(MshEngine *engine)
-{
-    uint64_t now_ns = msh_engine_now_ns();
-    if (engine->is_moving || now_ns < engine->moving_earliest_ns ||
-        msh_views_leaving_pages(&engine->views) == 0)
-        return;
-    forget_moving(engine);
-    engine->is_moving = true;
-    if (engine->moving_rest_ns < MOVING_REST_MAX_NS)
-        engine->moving_rest_ns *= 2;
-    engine->moving_earliest_ns = now_ns + engine->moving_rest_ns;
+    if (msh_views_leaving_pages(&engine->views) > 0)
+        msh_moving_begin_anew(engine);
 }
 
 static void settle(MshEngine *engine)
@@ -349,22 +312,37 @@ void msh_worker_settle(MshEngine *engine)
     pthread_mutex_unlock(&engine->work_lock);
 }
 
+static uint64_t moves(const MshEngine *engine)
+{
+    return msh_read(&engine->counters.merged_pages) + msh_read(&engine->counters.breaks);
+}
+
+/* What the store costs us, as others share what we do and stop to. The broker goes through all that we hold for it. */
+static void note_account(MshEngine *engine)
+{
+    enum { REST_TIMES = 128 };
+    uint64_t asked_ns = msh_engine_now_ns();
+    engine->accounted_moves = moves(engine);
+    MshAccount account;
+    if (engine->exchange->verbs->account(engine->exchange, &account)) {
+        /* Of a store that is gone nobody tells who shares: its pages save nothing, for all we know. */
+        msh_gauge(&engine->counters.store_cost_bytes,
+                  account.cost_bytes + msh_pages_to_bytes(msh_views_lost_pages(&engine->views)));
+        note_missed(engine, account.missed);
+    }
+    uint64_t rest_ns = REST_TIMES * (msh_engine_now_ns() - asked_ns);
+    engine->account_earliest_ns = asked_ns + (rest_ns > SECOND_NS ? rest_ns : SECOND_NS);
+}
+
 static void end_pass(MshEngine *engine)
 {
     settle(engine);
     if (atomic_exchange(&engine->wants_anew, false) || budget_is_back(engine)) {
         engine->scan.wants_anew = true;
-        engine->moving_earliest_ns = 0; /* what was to move may have been turned down as well */
+        engine->moving.retry_earliest_ns = 0; /* what was to move may have been turned down as well */
     }
-    MshAccount account;
-    if (engine->exchange->verbs->account(engine->exchange, &account)) {
-        /* Of a store that is gone nobody tells who shares: its pages save nothing, for all we know.
-         */
-        msh_gauge(&engine->counters.store_cost_bytes,
-                  account.cost_bytes + msh_pages_to_bytes(msh_views_lost_pages(&engine->views)));
-        note_missed(engine, account.missed);
-        retry_moving(engine);
-    }
+    note_account(engine);
+    msh_moving_retry(engine);
     msh_gauge(&engine->counters.pass_end_ns, msh_engine_now_ns());
     msh_count(&engine->counters.passes, 1);
 }
@@ -408,21 +386,6 @@ static int scan_block(MshEngine *engine, uint32_t max_pages)
     return 0;
 }
 
-/* Asks about pages of views that leave, a block of them. False: there are no more. */
-static bool move_block(MshEngine *engine)
-{
-    pthread_mutex_lock(&engine->memory_lock);
-    engine->is_moving = msh_scan_leaving(&engine->scan, &engine->memory, &engine->views,
-                                         &engine->moving_frame, &engine->visit);
-    pthread_mutex_unlock(&engine->memory_lock);
-    if (!engine->is_moving)
-        engine->moving_frame = 0;
-    else if (engine->visit.sightings)
-        engine->exchange->verbs->sight(engine->exchange, engine->visit.sighting,
-                                       engine->visit.sightings);
-    return engine->is_moving;
-}
-
 static bool poll_exchange(MshEngine *engine)
 {
     bool is_connected = engine->exchange->verbs->poll(engine->exchange);
@@ -459,7 +422,8 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
         return 0;
     }
     count_mappings(engine);
-    if (engine->scan.cursor_frame) /* the pass that was under way is given up */
+    engine->scan.now_ns = 0; /* as quick as can be: a pass by hand visits everything once */
+    if (engine->scan.cursor_frame || msh_stretch_is_second(&engine->scan.stretch)) /* the one under way is given up */
         msh_scan_restart(&engine->scan);
     int result = 0;
     do {
@@ -469,7 +433,7 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
         poll_exchange(engine);
     } while (result == 0 && !engine->visit.is_pass_end);
     msh_merging_all(engine, &engine->pending, false);
-    while (result == 0 && engine->is_moving && move_block(engine))
+    while (result == 0 && engine->moving.is_walking && msh_moving_step(engine))
         msh_merging_all(engine, &engine->pending, false);
     if (result < 0)
         return msh_error_set(error, result, "page tables cannot be scanned: %s", strerror(-result));
@@ -481,55 +445,12 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
  * Section: the scan thread
  */
 
-typedef struct Pacing {
-    MshPace pages, cpu;
-    uint64_t rate, cpu_rate, cpu_spent_ns;
-    uint32_t release_frame;
-    bool is_limited;  /* cpu_spent_ns is kept */
-    bool is_fruitful; /* this pass has found something to merge */
-    uint64_t idle_ns; /* rest after a pass that found nothing */
-} Pacing;
-
-static uint64_t thread_cpu_ns(pthread_t thread)
+static size_t queue_full(MshEngine *engine)
 {
-    clockid_t clock;
-    struct timespec used = {0};
-    if (pthread_getcpuclockid(thread, &clock) == 0)
-        clock_gettime(clock, &used);
-    return (uint64_t)used.tv_sec * SECOND_NS + (uint64_t)used.tv_nsec;
-}
-
-/* How long to wait before pages may be visited; 0: now. */
-static uint64_t pace_ns(MshEngine *engine, Pacing *pacing, uint64_t now_ns)
-{
-    uint64_t rate = atomic_load(&engine->scan_rate_pages);
-    uint64_t percent = atomic_load(&engine->cpu_limit_percent);
-    uint64_t cpu_rate = percent ? percent * (SECOND_NS / 100) : UINT64_MAX;
-    if (rate != pacing->rate)
-        msh_pace_set_rate(&pacing->pages, pacing->rate = rate, MSH_SCAN_BLOCK_PAGES, now_ns);
-    if (cpu_rate != pacing->cpu_rate)
-        msh_pace_set_rate(&pacing->cpu, pacing->cpu_rate = cpu_rate, SECOND_NS / 100, now_ns);
-    /* The window thread is never throttled itself: it gets its work from here, and what it spends
-     * on that delays the next. */
-    bool was_limited = pacing->is_limited;
-    pacing->is_limited = percent > 0;
-    if (pacing->is_limited) { /* reading the clocks costs as much as hashing a page */
-        uint64_t cpu_ns = thread_cpu_ns(pthread_self()) + thread_cpu_ns(engine->window_thread);
-        msh_pace_spend(&pacing->cpu, was_limited ? cpu_ns - pacing->cpu_spent_ns : 0, now_ns);
-        pacing->cpu_spent_ns = cpu_ns;
-    }
-    /* A slow rate is served in small steps, so that it is a rate and not a burst now and then. Smaller ones
-     * would cost more for waking up than for the pages. */
-    uint64_t step = rate / 50 < STEP_PAGES_MIN         ? STEP_PAGES_MIN
-                    : rate / 50 < MSH_SCAN_BLOCK_PAGES ? rate / 50
-                                                       : MSH_SCAN_BLOCK_PAGES;
-    uint64_t pages_ns = msh_pace_wait_ns(&pacing->pages, step, now_ns);
-    /* Who has to wait waits for twice as much as it takes to begin: waking up costs some of it, and a thread
-     * that wakes with just too little would spend all that it may on waking. */
-    uint64_t cpu_wait_ns = msh_pace_wait_ns(&pacing->cpu, CPU_STEP_NS, now_ns);
-    if (cpu_wait_ns)
-        cpu_wait_ns = msh_pace_wait_ns(&pacing->cpu, 2 * CPU_STEP_NS, now_ns);
-    return pages_ns > cpu_wait_ns ? pages_ns : cpu_wait_ns;
+    uint64_t share = msh_bytes_to_pages(msh_read(&engine->counters.ram_bytes)) / QUEUE_FULL_SHARE;
+    if (share < QUEUE_FULL_MIN || atomic_load(&engine->cpu_limit_percent))
+        return QUEUE_FULL_MIN;
+    return share < QUEUE_FULL_MAX ? share : QUEUE_FULL_MAX;
 }
 
 /* Whether more may be visited before the window thread has caught up. A pass begins when all that
@@ -539,7 +460,7 @@ static bool has_room_for_more(MshEngine *engine)
     bool is_start = engine->scan.cursor_frame == 0;
     pthread_mutex_lock(&engine->queue_lock);
     bool has_room = is_start ? engine->queue.count == 0 && !engine->is_merging
-                             : engine->queue.count < QUEUE_FULL;
+                             : engine->queue.count < queue_full(engine);
     pthread_mutex_unlock(&engine->queue_lock);
     return has_room;
 }
@@ -552,13 +473,13 @@ static void hand_over_if_asked(MshEngine *engine)
 }
 
 /* One step of the scan thread. Work lock. Returns for how long there is nothing to do. */
-static uint64_t step(MshEngine *engine, Pacing *pacing)
+static uint64_t step(MshEngine *engine, MshPacing *pacing)
 {
     bool is_connected = poll_exchange(engine);
     hand_over_if_asked(engine); /* hints */
     flush_returned(engine);
     if (msh_engine_mode(engine) < MSH_MODE_CONTENT && msh_release_is_due(engine)) {
-        msh_release_block(engine, &pacing->release_frame);
+        msh_release_block(engine, &engine->release_frame);
         return SECOND_NS * MSH_SCAN_BLOCK_PAGES / RELEASE_RATE_MIN;
     }
     if (msh_engine_mode(engine) == MSH_MODE_OFF || atomic_load(&engine->is_held) || !is_connected) {
@@ -571,10 +492,14 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
         close_spent_views(engine);
         return SECOND_NS / 10;
     }
-    if (atomic_load(&engine->scan_rate_pages) == 0)
-        pause_tracking(engine);
     uint64_t now_ns = msh_engine_now_ns();
-    uint64_t wait_ns = pace_ns(engine, pacing, now_ns);
+    if (atomic_load(&engine->scan_rate_pages) == 0) {
+        pause_tracking(engine);
+        /* No pass ends that would do it, and what was under way goes on. */
+        if (now_ns >= engine->account_earliest_ns || moves(engine) != engine->accounted_moves)
+            note_account(engine);
+    }
+    uint64_t wait_ns = msh_pacing_wait_ns(pacing, engine, now_ns);
     bool has_room = has_room_for_more(engine);
     if (wait_ns || !has_room) {
         ask(engine);
@@ -583,40 +508,34 @@ static uint64_t step(MshEngine *engine, Pacing *pacing)
         return !has_room || wait_ns > SECOND_NS ? SECOND_NS : wait_ns;
     }
     count_mappings(engine);
-    if (engine->is_moving) {
-        if (move_block(engine))
-            msh_pace_spend(&pacing->pages, engine->visit.scanned_pages, now_ns);
+    msh_moving_retry(engine);
+    /* In turns: new pages are found all the while, and what moves is memory that is held twice. */
+    if (msh_moving_takes_turn(engine)) {
+        if (msh_moving_step(engine))
+            msh_pacing_pay(pacing, &engine->visit, now_ns);
+        else
+            close_spent_views(engine);
         hand_over(engine);
         return 0;
     }
-    uint64_t allowed = msh_pace_available(&pacing->pages, now_ns);
-    uint32_t pages = allowed < MSH_SCAN_BLOCK_PAGES ? (uint32_t)allowed : MSH_SCAN_BLOCK_PAGES;
-    if (scan_block(engine, pages ? pages : 1) < 0)
+    engine->scan.now_ns = now_ns;
+    if (scan_block(engine, msh_pacing_pages(pacing, now_ns)) < 0)
         return SECOND_NS;
-    msh_pace_spend(&pacing->pages,
-                   engine->visit.scanned_pages + engine->visit.skipped_pages / MSH_SKIPPED_PER_SCANNED,
-                   now_ns);
+    msh_pacing_pay(pacing, &engine->visit, now_ns);
     pacing->is_fruitful |= engine->pending.count > 0;
     hand_over_if_asked(engine);
     if (!engine->visit.is_pass_end)
         return 0;
     end_pass(engine);
-    pacing->idle_ns = pacing->is_fruitful             ? 0
-                      : pacing->idle_ns == 0          ? IDLE_MIN_NS
-                      : pacing->idle_ns < IDLE_MAX_NS ? pacing->idle_ns * 2
-                                                      : pacing->idle_ns;
-    pacing->is_fruitful = false;
-    return pacing->idle_ns;
+    return engine->moving.is_walking ? 0 : msh_pacing_rest_ns(pacing);
 }
 
 static void *scan_main(void *opaque)
 {
     MshEngine *engine = opaque;
-    Pacing pacing = {0};
-    uint64_t now_ns = msh_engine_now_ns();
+    MshPacing pacing;
     pthread_setname_np(pthread_self(), "memshare-scan");
-    msh_pace_init(&pacing.pages, 0, MSH_SCAN_BLOCK_PAGES, now_ns);
-    msh_pace_init(&pacing.cpu, 0, SECOND_NS / 100, now_ns);
+    msh_pacing_init(&pacing, msh_engine_now_ns());
     while (!atomic_load(&engine->is_stopping)) {
         pthread_mutex_lock(&engine->work_lock);
         uint64_t idle_ns = step(engine, &pacing);

@@ -58,8 +58,8 @@ static bool visit_stats(Visitor *visitor, MshStats *stats, Error **errp)
            NUMBER(ram_bytes) && NUMBER(present_pages) && NUMBER(shared_pages) &&
            NUMBER(broken_pages) && NUMBER(zero_pages) && NUMBER(unique_pages) &&
            NUMBER(volatile_pages) && NUMBER(tracked_pages) && NUMBER(saved_content_bytes) && NUMBER(saved_zero_bytes) &&
-           NUMBER(overhead_bytes) && NUMBER(scanned_pages) && NUMBER(skipped_pages) && NUMBER(hashed_pages) &&
-           NUMBER(merged_pages) && NUMBER(zeroed_pages) && NUMBER(breaks) &&
+           NUMBER(overhead_bytes) && NUMBER(scanned_pages) && NUMBER(skipped_pages) && NUMBER(changed_pages) &&
+           NUMBER(hashed_pages) && NUMBER(merged_pages) && NUMBER(zeroed_pages) && NUMBER(breaks) &&
            NUMBER(rebuilt_pages) && NUMBER(compare_failures) && NUMBER(pinned_skips) &&
            NUMBER(scan_cpu_ns) && NUMBER(windows) &&
            visit_buckets(visitor, "window_time_ns", stats->window_time_ns, MSH_WINDOW_BUCKETS,

@@ -32,10 +32,6 @@ typedef struct Block {
 struct MshRam {
     MshEngine *engine;
     LIST_HEAD(, Block) blocks;
-    /* Blocks that are not of a memory backend, by a sum of their addresses and lengths: those of the
-     * current survey, and those that are not the kernel's KSM's any more. */
-    uint64_t outside_sum;
-    uint64_t unmarked_sum;
     /* Of the current survey: the largest block that cannot be shared, and why. */
     uint64_t refused_bytes;
     char refusal[MSH_TEXT_BYTES];
@@ -103,7 +99,8 @@ static Object *backend_of(MemoryRegion *region)
     return owner == NULL ? NULL : qemu.object_dynamic_cast(owner, "memory-backend");
 }
 
-/* Called for each RAM block. QEMU has marked all it may grow to. */
+/* Called for each RAM block. QEMU has marked all it may grow to. Again at each survey: where there is no mark any
+ * more the kernel has nothing to do. */
 static int unmark_outside(RAMBlock *ram_block, void *opaque)
 {
     void *address = qemu.qemu_ram_get_host_addr(ram_block);
@@ -134,13 +131,11 @@ static int survey_block(RAMBlock *ram_block, void *opaque)
     const char *name = qemu.qemu_ram_get_idstr(ram_block);
     uint64_t offset;
 
-    if (address == NULL)
+    if (address == NULL || length_bytes < BLOCK_BYTES_MIN)
         return 0;
     MemoryRegion *region = qemu.memory_region_from_host(address, &offset);
     Object *backend = backend_of(region);
-    if (backend == NULL)
-        ram->outside_sum += (uintptr_t)address + qemu.qemu_ram_get_max_length(ram_block);
-    if (backend == NULL || length_bytes < BLOCK_BYTES_MIN || is_deleted(backend))
+    if (backend == NULL || is_deleted(backend))
         return 0;
 
     const char *reason = why_not(ram_block, backend);
@@ -202,15 +197,12 @@ void msh_ram_update(MshRam *ram, bool may_register, char ret_refusal[MSH_TEXT_BY
     bool some = false;
 
     ram->refused_bytes = 0;
-    ram->outside_sum = 0;
     snprintf(ram->refusal, sizeof(ram->refusal), "the machine has no RAM from a memory backend");
     LIST_FOREACH(block, &ram->blocks, link)
     block->seen = false;
     qemu.qemu_ram_foreach_block(survey_block, ram);
-    if (may_register && ram->unmarked_sum != ram->outside_sum) {
+    if (may_register)
         qemu.qemu_ram_foreach_block(unmark_outside, NULL);
-        ram->unmarked_sum = ram->outside_sum;
-    }
 
     for (block = LIST_FIRST(&ram->blocks); block != NULL; block = next) {
         next = LIST_NEXT(block, link);

@@ -138,12 +138,28 @@ static void tell_knowers(MshGroup *group, uint32_t segment,
     }
 }
 
+/* Notes, and returns, whether so much of the store is dead that nothing new may come in until that is gone: where contents
+ * die sooner than segments are emptied it would grow past all that it saves. Who was refused asks again afterwards. */
+static bool note_choke(MshGroup *group)
+{
+    enum { CHOKED_SHARE = 4, RELIEVED_SHARE = 6, DEAD_MIN = 2048 };
+    MshGrantsStats now;
+    msh_grants_stats(group->grants, &now);
+    uint64_t filled = now.slots_live + now.slots_dead;
+    bool was_choked = group->is_choked;
+    uint64_t share = was_choked ? RELIEVED_SHARE : CHOKED_SHARE;
+    group->is_choked = now.slots_dead > DEAD_MIN && now.slots_dead * share > filled;
+    group->relieved += was_choked && !group->is_choked;
+    return group->is_choked;
+}
+
 /* The segment has no grant left: nothing may match there again, and its memory may go. */
 static void retire(void *opaque, uint32_t segment)
 {
     MshGroup *group = opaque;
 
     msh_shelf_retire(group->shelf, segment);
+    note_choke(group);
     if (msh_shelf_wants_sweep(group->shelf, msh_table_entries(group->table))) {
         msh_table_drop_slots(group->table, segment_is_gone, group->shelf);
         msh_shelf_swept(group->shelf);
@@ -170,6 +186,7 @@ static void consider_all(MshGroup *group)
     enum { RELEASES = 16 };
     if (group->stats.releases % RELEASES)
         return;
+    note_choke(group);
     uint32_t deadest = msh_shelf_deadest(group->shelf);
     if (deadest == MSH_SHELF_NONE)
         return;
@@ -353,7 +370,7 @@ MshAnswer msh_group_sight(MshMember *member, uint64_t hash, MshFrame frame, MshS
     case MSH_FINDING_SLOT:
         return answer_match(member, found.slot, ret_slot);
     case MSH_FINDING_SIGHTING:
-        return may_hold_more(member) ? MSH_ANSWER_PROVIDE : answer_full(member);
+        return may_hold_more(member) && !note_choke(group) ? MSH_ANSWER_PROVIDE : answer_full(member);
     case MSH_FINDING_FULL:
         return answer_full(member);
     case MSH_FINDING_NONE:
@@ -433,7 +450,8 @@ uint64_t msh_member_cost_bytes(const MshMember *member)
 
 uint32_t msh_member_missed(const MshMember *member)
 {
-    return (uint32_t)msh_table_aged(member->group->table) + member->hints_lost;
+    const MshGroup *group = member->group;
+    return (uint32_t)msh_table_aged(group->table) + group->relieved + member->hints_lost;
 }
 
 uint64_t msh_member_grants(const MshMember *member)

@@ -41,12 +41,18 @@ struct MshSegment {
     uint32_t id;
     int fd;
     int uffd; /* -1 where there is none: pages fault */
+    uint32_t slots; /* it has when it is full */
     uint8_t
         *mapping; /* writable, the only such anywhere; NULL once nothing more will be filled in */
     uint32_t used_slots;
     uint32_t ready_slots; /* allocated: the file's size. Those beyond the used ones hold zeros */
     uint8_t staged[MSH_PAGE_BYTES];
 };
+
+static size_t length_bytes_of(const MshSegment *segment)
+{
+    return (size_t)msh_pages_to_bytes(segment->slots);
+}
 
 /* For our own faults alone, which needs no privilege. */
 static int open_uffd(void)
@@ -71,7 +77,7 @@ static void close_uffd(MshSegment *segment)
 /* Nothing more will be filled in: gives up the only writable mapping, and the size is final. */
 static void close_for_good(MshSegment *segment)
 {
-    munmap(segment->mapping, MSH_SEGMENT_BYTES);
+    munmap(segment->mapping, length_bytes_of(segment));
     segment->mapping = NULL;
     close_uffd(segment);
     fcntl(segment->fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SEAL); /* I4 */
@@ -88,15 +94,15 @@ static int make(MshSegment *segment, const char *group, MshError *error)
      * by way of /proc/self/fd, and grow the file. */
     if (fchmod(segment->fd, S_IRUSR) < 0)
         return msh_error_set(error, -errno, "store: fchmod %s: %s", name, strerror(errno));
-    void *mapping =
-        mmap(NULL, MSH_SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, segment->fd, 0);
+    size_t length_bytes = length_bytes_of(segment);
+    void *mapping = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, segment->fd, 0);
     if (mapping == MAP_FAILED)
         return msh_error_set(error, -errno, "store: mmap %s: %s", name, strerror(errno));
     segment->mapping = mapping;
     /* An engine without a broker fills segments inside a process that may fork: no child may write.
      */
-    if (madvise(mapping, MSH_SEGMENT_BYTES, MADV_DONTFORK) < 0 ||
-        madvise(mapping, MSH_SEGMENT_BYTES, MADV_DONTDUMP) < 0)
+    if (madvise(mapping, length_bytes, MADV_DONTFORK) < 0 ||
+        madvise(mapping, length_bytes, MADV_DONTDUMP) < 0)
         return msh_error_set(error, -errno, "store: madvise %s: %s", name, strerror(errno));
     if (fcntl(segment->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE) < 0) /* I3 */
         return msh_error_set(error, -errno, "store: cannot seal %s: %s", name, strerror(errno));
@@ -104,12 +110,14 @@ static int make(MshSegment *segment, const char *group, MshError *error)
     return 0;
 }
 
-int msh_segment_new(const char *group, uint32_t id, MshSegment **ret_segment, MshError *error)
+int msh_segment_new(const char *group, uint32_t id, uint32_t slots, MshSegment **ret_segment,
+                    MshError *error)
 {
     MshSegment *segment = calloc(1, sizeof(*segment));
     if (!segment)
         return msh_error_set(error, -ENOMEM, "store: no memory for segment %u", id);
     segment->id = id;
+    segment->slots = slots;
     segment->uffd = -1;
     int r = make(segment, group, error);
     if (r < 0) {
@@ -124,7 +132,7 @@ MshSegment *msh_segment_free(MshSegment *segment)
 {
     if (segment) {
         if (segment->mapping)
-            munmap(segment->mapping, MSH_SEGMENT_BYTES);
+            munmap(segment->mapping, length_bytes_of(segment));
         close_uffd(segment);
         if (segment->fd >= 0)
             close(segment->fd);
@@ -151,7 +159,7 @@ const void *msh_segment_staged(const MshSegment *segment)
 static void enter(MshSegment *segment, off_t from_bytes, size_t length_bytes)
 {
     struct uffdio_register whole = {
-        .range = {.start = (uintptr_t)segment->mapping, .len = MSH_SEGMENT_BYTES},
+        .range = {.start = (uintptr_t)segment->mapping, .len = length_bytes_of(segment)},
         .mode = UFFDIO_REGISTER_MODE_MINOR};
     struct uffdio_continue pages = {
         .range = {.start = (uintptr_t)segment->mapping + (uintptr_t)from_bytes, .len = length_bytes},
@@ -184,7 +192,7 @@ static int allocate(MshSegment *segment, uint32_t slots)
 /* Makes the next slots ready, or what the host has room for: the next one. */
 static int make_ready(MshSegment *segment)
 {
-    uint32_t left = MSH_SEGMENT_SLOTS - segment->ready_slots;
+    uint32_t left = segment->slots - segment->ready_slots;
     int r = allocate(segment, left < SLOTS_AT_ONCE ? left : SLOTS_AT_ONCE);
     return r < 0 ? allocate(segment, 1) : r;
 }
@@ -200,7 +208,7 @@ int msh_segment_commit(MshSegment *segment)
     }
     /* I3: written once, before anyone is told of the position, and never again. */
     memcpy(segment->mapping + msh_pages_to_bytes(segment->used_slots), segment->staged, MSH_PAGE_BYTES);
-    if (++segment->used_slots == MSH_SEGMENT_SLOTS)
+    if (++segment->used_slots == segment->slots)
         close_for_good(segment);
     return 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A segment: MSH_SEGMENT_BYTES of the store in one memfd. The maker maps it writable, then seals it
+ * A segment: up to MSH_SEGMENT_BYTES of the store in one memfd. The maker maps it writable, then seals it
  * SHRINK|FUTURE_WRITE, so that the kernel keeps everyone else, root included, from ever writing to
  * it, mapping it writable, shrinking it or punching a hole (I3, I4). Its size is the fill frontier and
  * fewer than 16 slots more, all allocated, so nobody can allocate store memory by touching a hole; full, it
@@ -15,7 +15,9 @@
 
 typedef struct MshSegment MshSegment;
 
-int msh_segment_new(const char *group, uint32_t id, MshSegment **ret_segment, MshError *error);
+/* slots: as many as it is to hold, at most MSH_SEGMENT_SLOTS. */
+int msh_segment_new(const char *group, uint32_t id, uint32_t slots, MshSegment **ret_segment,
+                    MshError *error);
 
 /* Unmaps and closes. Its memory goes with the last mapping anywhere (I4). NULL is fine. */
 MshSegment *msh_segment_free(MshSegment *segment);

@@ -12,6 +12,8 @@
 enum {
     UNSWEPT_SEGMENTS_MAX = 64,
     DEAD_SHARE = 10, /* at most one slot in so many */
+    SEGMENT_SLOTS_MIN = 1024,
+    STORE_SEGMENTS = 8,
 };
 
 typedef struct Place {   /* of one number */
@@ -78,6 +80,17 @@ static int find_number(MshShelf *shelf, uint32_t *ret_number)
     return 0;
 }
 
+/* An eighth of what is live in the store: as long as a segment is emptied, all that is live in it is there twice. */
+static uint32_t slots_of_next(const MshShelf *shelf)
+{
+    MshGrantsStats grants;
+    msh_grants_stats(shelf->grants, &grants);
+    uint64_t slots = grants.slots_live / STORE_SEGMENTS;
+    if (slots < SEGMENT_SLOTS_MIN)
+        return SEGMENT_SLOTS_MIN;
+    return slots < MSH_SEGMENT_SLOTS ? (uint32_t)slots : MSH_SEGMENT_SLOTS;
+}
+
 static int start_segment(MshShelf *shelf)
 {
     uint32_t number;
@@ -85,7 +98,7 @@ static int start_segment(MshShelf *shelf)
 
     int r = find_number(shelf, &number);
     if (r == 0)
-        r = msh_segment_new(shelf->group, number, &segment, NULL);
+        r = msh_segment_new(shelf->group, number, slots_of_next(shelf), &segment, NULL);
     if (r < 0)
         return r;
     r = msh_grants_add_segment(shelf->grants, number);

@@ -24,6 +24,9 @@ struct MshGroup {
     uint32_t ids_end;    /* no member has or had an id from here on */
     uint16_t next_id;
 
+    bool is_choked;    /* too much of the store is dead: nothing new comes in */
+    uint32_t relieved; /* so often it was no more */
+
     uint64_t frames; /* of all members */
     MshGroupStats stats; /* the counters; msh_group_stats adds the gauges */
 };

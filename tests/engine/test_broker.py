@@ -105,6 +105,31 @@ def test_I6_I7_guests_outlive_each_other_and_the_broker(broker: Broker) -> None:
         guest.kill()
 
 
+def test_I10_what_a_paused_engine_saves_is_of_now(broker: Broker) -> None:
+    """Its part of the one slot is a half, and with one sharer more a third: no pass of its own tells it."""
+    memory = Memory(PAGES).fill(lambda page: page // 8 % 4 and 1)
+    guests = [Guest(broker), Guest(broker)]
+    try:
+        with Engine(broker.socket_path(), nothing_pinned=True) as engine:
+            engine.register(memory.buffer)
+            for _ in range(6):
+                engine.scan_once()
+                guests[0].do("scan")
+            assert engine.stats()["saved_content_bytes"] == (PAGES * 3 // 4 - 0.5) * PAGE_BYTES
+            engine.set(scan_rate=0)
+            engine.start()
+            passes = engine.stats()["passes"]
+            for _ in range(6):
+                guests[1].do("scan")
+            third = (PAGES * 3 // 4) * PAGE_BYTES - round(PAGE_BYTES / 3)
+            wait_until(lambda: engine.stats()["saved_content_bytes"] == third, "it is told")
+            assert engine.stats()["passes"] == passes
+        memory.check()
+    finally:
+        for guest in guests:
+            guest.kill()
+
+
 def _is_waiting(engine: Engine) -> bool:
     try:
         engine.scan_once()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.lib.broker import build_directory
+from tests.lib.broker import Broker, build_directory, wait_until
 from tests.lib.memory import PAGE_BYTES, Memory, contents, mappings_of, pagemap
 from tests.lib.wire import build_has_weak_hash
 
@@ -139,6 +139,30 @@ def test_matches_count_towards_the_threshold_and_stay_out_below_it() -> None:
     memory.check()
 
 
+@pytest.mark.skipif(WEAK, reason="a weak hash promises matches that are none")
+def test_what_stays_for_its_huge_page_is_put_into_the_store_once(broker: Broker) -> None:
+    """The answer is known: a pass that looks at everything anew would fill the store with it again."""
+
+    def number_of(block: int, page: int) -> int:
+        return page + 1 if page < ENOUGH // 2 else unique(block, page)
+
+    memory = HugeMemory(2, number_of)
+    with Engine(broker.socket_path()) as engine:
+        engine.register(memory.buffer)
+        converge(engine)
+        control = broker.control()
+        provides = control.group()["provides"]
+        assert provides >= ENOUGH // 2
+        engine.detach()
+        engine.set(mode="content")
+        converge(engine)
+        assert engine.stats()["passes"] == 2 * PASSES
+        assert memory.huge_blocks() == 2
+        assert control.group()["provides"] == provides
+        control.close()
+    memory.check()
+
+
 def test_content_matches_above_the_threshold_split_and_free_memory() -> None:
     """Half of the pages are the same in all blocks."""
     blocks, common = 4, BLOCK_PAGES // 2
@@ -205,3 +229,36 @@ def test_holes_are_not_filled_with_huge_pages_while_shared() -> None:
     assert all("hg" in mapping.flags for mapping in mappings_of(memory))
     assert collapse(memory)
     memory.check()
+
+
+def voluntary_switches(thread_name: str) -> int:
+    """How often a thread of this process has gone to sleep."""
+    (task,) = (
+        task
+        for task in Path("/proc/self/task").iterdir()
+        if (task / "comm").read_text().strip() == thread_name
+    )
+    (line,) = (
+        line for line in (task / "status").read_text().splitlines() if line.startswith("voluntary_")
+    )
+    return int(line.split()[1])
+
+
+def test_a_slow_rate_is_not_a_wake_up_a_page() -> None:
+    """Waking up costs as much as dozens of pages. Huge pages are not tracked, and so visited page by page."""
+    memory = HugeMemory(2, lambda block, page: 1 + block * BLOCK_PAGES + page)
+    with Engine(scan_rate=1_000_000) as engine:
+        engine.register(memory.buffer)
+        engine.start()
+        wait_until(
+            lambda: engine.stats()["passes"] > 2, "the first visits, of whole blocks, are over"
+        )
+        engine.set(scan_rate=0)
+        slept = voluntary_switches("memshare-scan")
+        wait_until(lambda: voluntary_switches("memshare-scan") >= slept + 2, "it has paused")
+        ahead = engine.stats()["scanned_pages"] + BLOCK_PAGES  # what was saved up
+        engine.set(scan_rate=200)
+        wait_until(lambda: engine.stats()["scanned_pages"] >= ahead, "that is spent")
+        scanned, slept = engine.stats()["scanned_pages"], voluntary_switches("memshare-scan")
+        wait_until(lambda: engine.stats()["scanned_pages"] >= scanned + 256, "256 pages later")
+        assert voluntary_switches("memshare-scan") - slept < 256 / 8

@@ -57,6 +57,15 @@ def store_mappings() -> list[Mapping]:
     return [mapping for mapping in mappings() if "memshare-" in mapping.name]
 
 
+def fill_gaps(memory: Memory) -> list[Memory]:
+    """Pages in use in every gap above the lowest mapping, so that what is mapped next lies beside them."""
+    lowest = min(m.start for m in mappings() if m.start >> 40 == memory.address >> 40)
+    pages: list[Memory] = []
+    while not pages or pages[-1].address > lowest:
+        pages.append(Memory(1).fill(lambda _: 1))
+    return pages
+
+
 def descriptors() -> list[str]:
     """What this process has open, of the kinds an engine opens."""
     names = []
@@ -153,6 +162,23 @@ def test_I12_a_moment_without_pins_is_enough_for_plain_memory(memory: Memory) ->
         assert (stats["shared_pages"], stats["broken_pages"]) == (0, 0)
         memory.check()
         assert len(flags_of(memory)) == len(before)
+
+
+def test_I12_memory_is_one_mapping_again_wherever_the_kernel_maps_new_memory(
+    memory: Memory,
+) -> None:
+    """New memory beside some that is in use would be part of that first, and could never join the old memory."""
+    with Engine(nothing_pinned=True) as engine:
+        engine.register(memory.buffer)
+        before = flags_of(memory)
+        converge(engine)
+        assert is_shared(engine, PAGES // 2)
+        beside = fill_gaps(memory)
+        engine.detach()
+        assert len(flags_of(memory)) == len(before)
+        memory.check()
+        for page in beside:
+            page.check()
 
 
 def test_I12_unregister_restores_flags(memory: Memory) -> None:

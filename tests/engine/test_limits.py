@@ -54,6 +54,14 @@ def plain(pages: int) -> Memory:
     return memory
 
 
+def test_a_slow_pass_looks_twice_before_it_ends() -> None:
+    """At a rate at which a pass takes 80 s: what is looked at is looked at again soon, and given back."""
+    memory = plain(8192).fill(lambda page: page % 4)  # a quarter are zeros
+    with running(memory, scan_rate=100) as (engine, _):
+        wait_until(lambda: engine.stats()["zeroed_pages"] > 0, "zeros are given back")
+        assert engine.stats()["passes"] == 0
+
+
 @pytest.mark.parametrize("rate", [500, 4000])
 def test_scan_rate_is_kept(rate: int) -> None:
     """Neither more, nor much less: the memory is too large for a pass to end meanwhile."""

@@ -105,7 +105,7 @@ def test_what_was_broken_merges_again() -> None:
             assert engine.stats()["breaks"] > round_number
             for page in range(16, 128, 5):
                 memory.write(page, contents(memory_number(page)))
-            for _ in range(12):
+            for _ in range(12 << round_number):  # longer each time
                 engine.scan_once()
             stats = engine.stats()
             assert stats["rebuilt_pages"] > 0
@@ -117,3 +117,27 @@ def test_what_was_broken_merges_again() -> None:
 def memory_number(page: int) -> int:
     """What test_what_was_broken_merges_again filled a page with."""
     return page % 128 // 16 % 4 and 100 + page % 128
+
+
+def test_what_breaks_time_and_again_is_left_alone_for_longer() -> None:
+    """Merging it at each chance would cost copies, and a dead slot each time."""
+    memory = Memory(PAGES).fill(memory_number)
+    passes = []
+    with Engine(nothing_pinned=True) as engine:
+        engine.register(memory.buffer)
+        for _ in range(3):
+            engine.scan_once()
+        shared = engine.stats()["shared_pages"]
+        for _ in range(5):
+            for page in range(16, 128, 5):
+                memory.write(page, os.urandom(8), offset=8)
+            engine.scan_once()
+            for page in range(16, 128, 5):
+                memory.write(page, contents(memory_number(page)))
+            passes.append(0)
+            while engine.stats()["shared_pages"] < shared:
+                assert passes[-1] < 100, "it is merged at last"
+                engine.scan_once()
+                passes[-1] += 1
+    assert max(passes) > passes[0], passes
+    memory.check()

@@ -56,6 +56,11 @@ def test_merging_leaves_the_rest_tracked_and_hashed_once(memory: Memory) -> None
         numbers = converged(engine, memory)
         assert numbers["tracked_pages"] == PAGES
         assert numbers["hashed_pages"] == PAGES - numbers["zero_pages"]
+        before = converge(engine, 1)
+        idle = converge(engine, 1)
+        # What nobody wrote to is passed over, and told so: by it the scan rate is paid, too.
+        assert idle["scanned_pages"] == before["scanned_pages"]
+        assert idle["skipped_pages"] == before["skipped_pages"] + PAGES
 
 
 def test_what_is_written_after_a_merge_is_noticed(memory: Memory) -> None:
@@ -69,6 +74,7 @@ def test_what_is_written_after_a_merge_is_noticed(memory: Memory) -> None:
         assert numbers["shared_pages"] == before["shared_pages"] + len(pages)
         assert numbers["tracked_pages"] == PAGES
         assert numbers["hashed_pages"] <= before["hashed_pages"] + 2 * len(pages)
+        assert numbers["changed_pages"] == before["changed_pages"] + len(pages)
 
 
 def test_pages_between_those_that_merge_are_hashed_once_more(memory: Memory) -> None:

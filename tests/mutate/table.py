@@ -167,6 +167,17 @@ MUTANTS = (
         tests=("unit-engine-loss",),
     ),
     Mutant(
+        name="new-memory-is-part-of-other",
+        file=REBUILD,
+        citation="like no other mapping. I12",
+        old="site->length_bytes, PROT_WRITE,",
+        new="site->length_bytes, PROT_READ | PROT_WRITE,",
+        tests=(
+            "tests/engine/test_lifecycle.py"
+            "::test_I12_memory_is_one_mapping_again_wherever_the_kernel_maps_new_memory",
+        ),
+    ),
+    Mutant(
         name="rebuild-skips-a-page",
         file=REBUILD,
         citation="the address holds nothing. I1",
@@ -198,8 +209,8 @@ MUTANTS = (
         name="failed-rebuild-stays-registered",
         file=REBUILD,
         citation="* on. I8 */",
-        old="        munmap(fresh, site.length_bytes);\n    if (is_open",
-        new="        return munmap(fresh, site.length_bytes), result;\n    if (is_open",
+        old="        munmap(fresh, site.length_bytes);\n    if (result",
+        new="        return munmap(fresh, site.length_bytes), result;\n    if (result",
         tests=(f"{FAILING}[PROTECT]",),
     ),
     Mutant(
@@ -262,8 +273,8 @@ MUTANTS = (
         name="swapped-pages-are-mended",
         file=RELEASE,
         citation="not brought in for this (I9)",
-        old="(presence[broken - first] & MSH_PRESENT))",
-        new="(presence[broken - first] | MSH_PRESENT))",
+        old="return presence & MSH_PRESENT;",
+        new="return presence | MSH_PRESENT;",
         tests=(
             "tests/engine/test_swap.py::test_I9_a_swapped_copy_of_a_shared_page_is_known_as_broken",
         ),

@@ -20,6 +20,7 @@ typedef struct Site {
     uint8_t expected[PAGES * MSH_PAGE_BYTES]; /* of what each page holds */
     MshEngine *engine;
     MshSegment *segment;
+    unsigned broken; /* pages that were found to be, a bit each */
 } Site;
 
 static unsigned fails;      /* so many mremaps onto other memory, */
@@ -64,7 +65,7 @@ static int make(void **state)
         assert_int_equal(msh_engine_scan_once(site.engine, &error), 0);
     for (uint32_t page = 0; page < PAGES; page++)
         assert_int_equal(site.engine->memory.region[0]->state[page], MSH_PAGE_SHARED);
-    assert_int_equal(msh_segment_new("other", OTHER_SEGMENT, &site.segment, &error), 0);
+    assert_int_equal(msh_segment_new("other", OTHER_SEGMENT, MSH_SEGMENT_SLOTS, &site.segment, &error), 0);
     *state = &site;
     return 0;
 }
@@ -106,7 +107,7 @@ static unsigned rehome(Site *site, MshSlot first)
 {
     MshEngine *engine = site->engine;
     MshRegion *region = engine->memory.region[0];
-    bool done[MSH_REHOME_PAGES];
+    MshRehomed done[MSH_REHOME_PAGES];
     MshSlot old[MSH_REHOME_PAGES];
     unsigned bits = 0;
     msh_track_drop(&engine->scan.track, region, 0, PAGES);
@@ -116,7 +117,8 @@ static unsigned rehome(Site *site, MshSlot first)
     assert_memory_equal(site->pages, site->expected, sizeof site->expected);
     for (unsigned page = 0; page < PAGES; page++) {
         assert_int_equal(old[page].number, region->word[page]);
-        bits |= (unsigned)done[page] << page;
+        bits |= (unsigned)(done[page] == MSH_REHOMED_DONE) << page;
+        site->broken |= (unsigned)(done[page] == MSH_REHOMED_BROKEN) << page;
     }
     return bits;
 }
@@ -142,6 +144,7 @@ static void test_I1_a_page_that_was_written_to_keeps_what_was_written(void **sta
     MshSlot first = fill_other(site, NOWHERE);
     site->pages[2 * MSH_PAGE_BYTES + 7] = site->expected[2 * MSH_PAGE_BYTES + 7] = 1;
     assert_int_equal(rehome(site, first), 0xff & ~(1u << 2));
+    assert_int_equal(site->broken, 1u << 2);
 }
 
 static void test_I1_a_mapping_that_fails_leaves_the_pages_where_they_were(void **state)

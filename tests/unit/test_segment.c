@@ -21,7 +21,7 @@ static int new_segment(void **state)
 {
     (void)state;
     MshError error = {0};
-    int r = msh_segment_new("unit", 7, &segment, &error);
+    int r = msh_segment_new("unit", 7, MSH_SEGMENT_SLOTS, &segment, &error);
     if (r < 0)
         print_error("%s\n", error.text);
     return r;

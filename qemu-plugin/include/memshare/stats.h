@@ -52,10 +52,11 @@ typedef struct MshStats {
                                         its sharers, dead slots included */
     uint64_t saved_zero_bytes;       /* gauge */
     uint64_t overhead_bytes;         /* gauge, our tables, mappings and page tables in this process */
-    uint64_t scanned_pages;          /* counter, pages looked at */
-    uint64_t skipped_pages;          /* counter, passed over: nobody wrote to them since, or that they were
-                                        written was noted only; MSH_SKIPPED_PER_SCANNED of these
-                                        cost the scan rate one page */
+    uint64_t scanned_pages;          /* counter, pages visited */
+    uint64_t skipped_pages;          /* counter, passed over: nobody wrote to them since, or that somebody
+                                        did since a pass of long ago is only noted; of these
+                                        MSH_SKIPPED_PER_SCANNED cost the scan rate one page */
+    uint64_t changed_pages;          /* counter, visited or passed over, and changed since the visit before */
     uint64_t hashed_pages;           /* counter */
     uint64_t merged_pages;           /* counter, to SHARED */
     uint64_t zeroed_pages;           /* counter, to HOLE */

@@ -14,7 +14,7 @@
 
 #define MSH_PAGE_BYTES 4096u
 #define MSH_HUGE_PAGE_BYTES (2u << 20)
-#define MSH_SEGMENT_BYTES (64u << 20)
+#define MSH_SEGMENT_BYTES (64u << 20) /* at most */
 #define MSH_SEGMENT_SLOTS (MSH_SEGMENT_BYTES / MSH_PAGE_BYTES)
 
 /* A page of a guest: its number, counted over all registered memory of one client. */
