@@ -35,7 +35,7 @@ typedef struct {
     uint32_t cpu_limit_percent;
     uint64_t ram_bytes, present_pages, shared_pages, broken_pages, zero_pages, unique_pages,
         volatile_pages, tracked_pages, saved_content_bytes, saved_zero_bytes, overhead_bytes, scanned_pages,
-        skipped_pages, hashed_pages, merged_pages, zeroed_pages, breaks, rebuilt_pages, compare_failures,
+        skipped_pages, changed_pages, hashed_pages, merged_pages, zeroed_pages, breaks, rebuilt_pages, compare_failures,
         pinned_skips, scan_cpu_ns, windows;
     uint64_t window_time_ns[...];
     uint64_t slept_faults, mappings, mappings_limit, passes, pass_age_ns;

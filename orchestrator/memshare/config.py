@@ -61,7 +61,7 @@ class Config(Section, frozen=True, kw_only=True):
     group: str = "default"
     libvirt_run_dir: str = "/run/libvirt/qemu"
     cgroup: str = ""
-    socket: str = "/run/memshare/daemon.sock"
+    socket: str = str(paths.DAEMON_SOCKET)
     state_dir: str = "/var/lib/memshare"
     log_json: bool = False
     policy: PolicyConfig = msgspec.field(default_factory=PolicyConfig)

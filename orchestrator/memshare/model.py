@@ -69,7 +69,8 @@ class PageStats(msgspec.Struct, frozen=True, kw_only=True):
     saved_zero_bytes: int
     overhead_bytes: int
     scanned_pages: int
-    skipped_pages: int = 0  # not told by the first plugins
+    skipped_pages: int = 0  # not told by the first plugins, and neither is the next
+    changed_pages: int = 0
     hashed_pages: int
     merged_pages: int
     zeroed_pages: int

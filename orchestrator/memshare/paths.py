@@ -3,6 +3,8 @@
 
 from pathlib import Path
 
+LIBVIRT_URI = "qemu:///system"
 CONFIG = Path("/etc/memshare/memshare.toml")
 CONTROL_SOCKET = Path("/run/memshare/control.sock")
+DAEMON_SOCKET = Path("/run/memshare/daemon.sock")
 QMP_DIR = Path("/run/memshare/qmp")

@@ -38,6 +38,9 @@ class Unit(StrEnum):
     NANOSECONDS = "nanoseconds"
     PER_SECOND = "per second"
     RATIO = "ratio"
+    TIMES = "times"
+    SECONDS = "seconds"
+    MICROSECONDS = "microseconds"
 
 
 class Column(NamedTuple):
@@ -60,6 +63,16 @@ def human_bytes(value: int) -> str:
     return f"{sign}{amount:.1f} TiB"
 
 
+def human_seconds(value: float) -> str:
+    """Seconds with two to three significant digits: `85 us`, `1.2 ms`, `0.25 s`, `12.3 s`, `240 s`."""
+    amount = abs(value)
+    if 0 < amount < 0.0995:
+        factor, unit = (1e6, "us") if amount < 0.000995 else (1e3, "ms")
+        return f"{value * factor:.{0 if unit == 'us' or amount * factor >= 9.95 else 1}f} {unit}"
+    digits = 2 if amount < 9.995 else 1 if amount < 99.95 else 0
+    return f"{value:.{digits}f} s"
+
+
 def human(value: Value, unit: Unit) -> str:
     """Return what a table shows; an absent value is a dash."""
     if value is None:
@@ -78,6 +91,12 @@ def human(value: Value, unit: Unit) -> str:
         return f"{value:.0f}" if abs(value) >= 9.95 or value == 0 else f"{value:.1f}"
     if unit is Unit.RATIO:
         return f"{value:.1%}"
+    if unit is Unit.TIMES:
+        return f"{value:.2f}x"
+    if unit is Unit.SECONDS:
+        return human_seconds(value)
+    if unit is Unit.MICROSECONDS:
+        return human_seconds(value / 1e6)
     return str(value)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from memshare.bench.demo import SOURCE
 from memshare.bench.fleet import build_image
+from memshare.bench.rig import SOURCE
 
 
 @pytest.fixture(scope="session")

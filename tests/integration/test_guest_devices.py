@@ -29,8 +29,7 @@ from tests.lib.slowdisk import SlowDisk, slow_disk
 from tests.lib.vm import VmError, until
 
 from memshare.bench import oracle
-from memshare.bench.demo import ANSWER_SECONDS, RAM_BYTES, read_stats, tell
-from memshare.bench.fleet import Guest, open_fleet
+from memshare.bench.fleet import ANSWER_SECONDS, RAM_BYTES, Guest, open_fleet, read_stats, tell
 from memshare.errors import MemshareError
 
 pytestmark = [

@@ -14,8 +14,8 @@ from tests.lib.payload import sharing
 from tests.lib.vm import Vm, running, until
 
 from memshare.bench import oracle
-from memshare.bench.demo import SOURCE
 from memshare.bench.fleet import build_image
+from memshare.bench.rig import SOURCE
 
 pytestmark = pytest.mark.full_hash
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from tests.lib.broker import Broker
-from tests.lib.cgroup import MemoryCgroup, limited
 from tests.lib.daemon import Daemon
 from tests.lib.fakeguest import MIB
 from tests.lib.vm import DEADLINE_SECONDS, until
 
-from memshare.clients.host import read_limit
+from memshare.bench.cgroup import MemoryCgroup, limited
+from memshare.clients.host import read_cgroup
 from memshare.clients.qmp import read_domain
 
 pytestmark = pytest.mark.full_hash
@@ -92,7 +92,7 @@ async def fleet(monitors: Path, broker: Broker) -> AsyncIterator[Fleet]:
             assert await guest.stdout.readline() == b"ready\n"
         everything = len(GUESTS) * SHARED_MIB * MIB // 4096
         await until(lambda: shared_pages(monitors), lambda shared: shared == everything)
-        _, used = read_limit(cgroup.path)
+        used = read_cgroup(cgroup.path).used_bytes
         cgroup.limit(used + SPARE_BYTES)
         yield Fleet(guests, cgroup)
 

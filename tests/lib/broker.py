@@ -369,11 +369,18 @@ class Client:
 
     def account(self) -> int:
         """This client's part of the store, in bytes."""
+        return self._account().value
+
+    def missed(self) -> int:
+        """A number that changes when this client should sight its pages again."""
+        return self._account().slot
+
+    def _account(self) -> Reply:
         self.push(RequestOp.ACCOUNT)
         self.ring_bell()
         reply = self.answer()
         assert reply.op == ReplyOp.ACCOUNT
-        return reply.value
+        return reply
 
     def read_slot(self, slot: int) -> bytes:
         """The slot's bytes, from the segment's descriptor."""

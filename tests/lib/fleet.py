@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 from tests.lib.vm import until
 
 from memshare.bench import oracle
-from memshare.bench.demo import ANSWER_SECONDS, read_stats
-from memshare.bench.fleet import Guest
+from memshare.bench.fleet import ANSWER_SECONDS, Guest, read_stats
 from memshare.clients import procfs
 from memshare.model import PageStats
 

@@ -18,17 +18,18 @@ from tests.lib.vm import until
 
 from memshare.bench import oracle
 from memshare.bench.cost import memory_used_bytes, read_cost
-from memshare.bench.demo import (
+from memshare.bench.fleet import (
     ANSWER_SECONDS,
     BOOT_SECONDS,
     RAM_BYTES,
     SCAN_RATE_PAGES,
+    Fleet,
+    Guest,
     ask_all,
     read_stats,
     tell,
     verify,
 )
-from memshare.bench.fleet import Fleet, Guest
 from memshare.clients import broker as broker_client
 from memshare.model import PageStats
 
@@ -49,6 +50,16 @@ class Memory(NamedTuple):
         return self.used_bytes + self.absent_bytes
 
 
+def runs(flags: oracle.Flags, longest: int = 4096) -> list[tuple[int, int]]:
+    """Return the ranges of set flags, cut to at most longest. Pure."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    return [
+        (at, min(at + longest, int(last)))
+        for first, last in zip(edges[::2], edges[1::2], strict=True)
+        for at in range(int(first), int(last), longest)
+    ]
+
+
 def find_files(memory: oracle.GuestMemory) -> npt.NDArray[np.intp]:
     """Return where in the guest's RAM each page of its files lies: each begins with its number.
 
@@ -57,7 +68,7 @@ def find_files(memory: oracle.GuestMemory) -> npt.NDArray[np.intp]:
     where = np.full(FILE_PAGES, -1, dtype=np.intp)
     (table,) = oracle.look([memory])
     with open(f"/proc/{memory.pid}/mem", "rb", buffering=0) as file:
-        for first, last in oracle.runs(table.anonymous):
+        for first, last in runs(table.anonymous):
             start = memory.start + first * PAGE_BYTES
             data = os.pread(file.fileno(), (last - first) * PAGE_BYTES, start)
             words = np.frombuffer(data, dtype=np.uint64).reshape(last - first, -1)
@@ -147,6 +158,10 @@ class Pair:
         status = await broker_client.ask(self.fleet.control_socket, "status")
         (group,) = status["groups"]
         return dict(group)
+
+    def touched_bytes(self) -> int:
+        """RAM that the guests had touched, by each look so far: that of `memory` is one."""
+        return sum(int(memory.held.sum()) for memory in self.memories) * PAGE_BYTES
 
     async def memory(self) -> Memory:
         """Read what is behind the guests' RAM now, guests stopped."""

@@ -119,9 +119,13 @@ def mappings() -> list[Mapping]:
 
 
 def mappings_of(memory: Memory) -> list[Mapping]:
-    """Those that lie in that memory, in part or whole."""
+    """Those that lie in that memory, and of each what lies there: the kernel joins it with neighbours that are like it."""
     end = memory.address + memory.pages * PAGE_BYTES
-    return [m for m in mappings() if m.start < end and memory.address < m.end]
+    return [
+        m._replace(start=max(m.start, memory.address), end=min(m.end, end))
+        for m in mappings()
+        if m.start < end and memory.address < m.end
+    ]
 
 
 class PageState(NamedTuple):

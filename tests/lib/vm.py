@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from qemu.qmp import ConnectError, QMPClient
 from tests.lib.broker import build_directory
 
-from memshare.bench.fleet import QEMU
+from memshare.bench.machine import QEMU
 
 OBJECT = "/objects/memshare0"
 #: Longest wait for anything that takes milliseconds on an idle host.

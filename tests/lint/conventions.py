@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCES = {".c", ".h", ".py", ".sh", ".toml", ".build", ".map", ".rst"}
+SOURCES = {".c", ".cs", ".h", ".ps1", ".py", ".sh", ".toml", ".build", ".map", ".rst"}
 INVARIANT = re.compile(r"^- \*\*(I\d+)\*\* (.*)$", re.MULTILINE)
 
 

@@ -6,9 +6,9 @@
  *   f   contents that other guests told so have as well: fertile
  *   b   contents that nobody has: barren
  *
- * It fills 64 MiB with the first kind that it is told, says "filled", and goes on rewriting page after page, so many a
- * second. A page that it has fertile contents for is in one of a few states, so that one guest's page is like another's
- * soon, without the two knowing of each other.
+ * It fills 64 MiB with each kind that it is told, says "filled", and goes on rewriting page after page, so many a
+ * second. Fertile contents come in runs, as a guest's files do: a run is in one of a few states, so that one guest's run is like
+ * another's soon, without the two knowing of each other.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -21,6 +21,7 @@ enum {
     TICKS_A_SECOND = 100,
     WRITES_A_TICK = 1,
     STATES = 4,
+    RUN_PAGES = 16,
     VECTORS = 48,
     FIRST_IRQ = 32,
 };
@@ -101,8 +102,11 @@ static uint32_t chance(void)
 
 static void write_page(uint32_t page, bool is_fertile)
 {
+    static uint32_t state;
     uint32_t value = page * 0x9e3779b1u;
-    value += is_fertile ? (chance() >> 16) % STATES * 0x85ebca6bu : chance();
+    if (page % RUN_PAGES == 0)
+        state = (chance() >> 16) % STATES;
+    value += is_fertile ? state * 0x85ebca6bu : chance();
     uint32_t step = is_fertile ? 1 : chance() | 1;
     for (uint32_t word = 0; word < PAGE_WORDS; word++, value = value * 5 + step)
         memory[page][word] = value;
@@ -119,19 +123,17 @@ void run(void)
 {
     char kind = 0;
     start_clock();
-    while (kind != 'f' && kind != 'b') {
-        __asm__ volatile("sti; hlt");
-        kind = told();
-    }
-    for (uint32_t page = 0; page < PAGES; page++)
-        write_page(page, kind == 'f');
-    say("filled\n");
     for (uint32_t page = 0;;) {
         __asm__ volatile("sti; hlt");
         char word = told();
-        if (word == 'f' || word == 'b')
+        if (word == 'f' || word == 'b') {
             kind = word;
-        for (uint32_t i = 0; i < WRITES_A_TICK; i++, page = (page + 1) % PAGES)
+            for (page = 0; page < PAGES; page++)
+                write_page(page, kind == 'f');
+            page = 0;
+            say("filled\n");
+        }
+        for (uint32_t i = 0; kind && i < WRITES_A_TICK; i++, page = (page + 1) % PAGES)
             write_page(page, kind == 'f');
     }
 }

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memshare.model import Option
@@ -32,6 +32,10 @@ def claims(draw: st.DrawFn) -> Claim:
 
 
 @given(amounts, st.lists(claims(), min_size=1, max_size=20))
+@example(
+    893.0,  # a small claim after large ones have come to their ceilings
+    [Claim(1.9e5, 0, 84), Claim(1.5e5, 55, 155), Claim(9.7e4, 15, 52), Claim(1e-6, 44, 705)],
+)
 def test_split_gives_all_there_is_and_no_more(amount: float, all_claims: list[Claim]) -> None:
     at = level(amount, all_claims)
     total = sum(part(one, at) for one in all_claims)

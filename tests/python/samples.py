@@ -28,8 +28,8 @@ def stats(**changes: Any) -> dict[str, Any]:
     for name in (
         "scan_rate_pages cpu_limit_percent ram_bytes present_pages shared_pages broken_pages zero_pages "
         "unique_pages volatile_pages tracked_pages saved_content_bytes saved_zero_bytes overhead_bytes scanned_pages "
-        "skipped_pages hashed_pages merged_pages zeroed_pages breaks rebuilt_pages compare_failures pinned_skips "
-        "scan_cpu_ns windows slept_faults mappings mappings_limit passes pass_age_ns"
+        "skipped_pages changed_pages hashed_pages merged_pages zeroed_pages breaks rebuilt_pages compare_failures "
+        "pinned_skips scan_cpu_ns windows slept_faults mappings mappings_limit passes pass_age_ns"
     ).split():
         answer[name] = 0
     return answer | changes

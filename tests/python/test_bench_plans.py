@@ -88,8 +88,9 @@ def test_first_pass_charges_every_pass() -> None:
 
 
 BEFORE = Cost(
-    ram_pss_bytes=0, guest_heap_bytes=10, guest_tables_bytes=20, slab_bytes=1000, broker_bytes=5
-)
+    ram_pss_bytes=0, views_pss_bytes=0, guest_heap_bytes=10, guest_tables_bytes=20, slab_bytes=1000,
+    broker_bytes=5,
+)  # fmt: skip
 
 
 def metadata_result(now: Cost) -> metadata.Result:
@@ -265,8 +266,10 @@ def test_the_bar_of_status_is_for_fifty_guests_and_their_median() -> None:
         median_ms=250.0,
         fastest_ms=1.0,
         slowest_ms=900.0,
+        direct_ms=400.0,
         python_ms=1.0,
         runs_ms=[],
+        runs_direct_ms=[],
         kernel="",
         cpu_model="",
         load_before=0.0,

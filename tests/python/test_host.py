@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.lib.cgroup import limited
 
+from memshare.bench.cgroup import limited
 from memshare.clients.host import (
     parse_pressure,
     pressure_alarm,
     pressure_file,
+    read_cgroup,
     read_host,
-    read_limit,
 )
 from memshare.errors import HostError
 
@@ -28,15 +28,15 @@ def cgroup(directory: Path, **files: str) -> Path:
 
 
 def test_a_limit_of_version_2_counts_clean_page_cache_as_free(tmp_path: Path) -> None:
-    stat = (
-        f"anon 5\nactive_file {GIB}\ninactive_file {GIB}\nfile_dirty {GIB // 2}\nfile_writeback 0\n"
-    )
+    stat = f"anon 5\nkernel 7\nactive_file {GIB}\ninactive_file {GIB}\nfile_dirty {GIB // 2}\nfile_writeback 0\n"
     folder = cgroup(
         tmp_path, memory__max=f"{8 * GIB}\n", memory__current=f"{5 * GIB}\n", memory__stat=stat
     )
-    assert read_limit(folder) == (8 * GIB, 5 * GIB - 3 * GIB // 2)
+    memory = read_cgroup(folder)
+    assert (memory.limit_bytes, memory.total_bytes) == (8 * GIB, 5 * GIB)
+    assert (memory.used_bytes, memory.kernel_bytes) == (5 * GIB - 3 * GIB // 2, 7)
     (folder / "memory.max").write_text("max\n")
-    assert read_limit(folder)[0] == 0
+    assert read_cgroup(folder).limit_bytes == 0
 
 
 def test_a_limit_of_version_1(tmp_path: Path) -> None:
@@ -47,7 +47,10 @@ def test_a_limit_of_version_1(tmp_path: Path) -> None:
         memory__usage_in_bytes=f"{2 * GIB}\n",
         memory__stat=stat,
     )
-    assert read_limit(folder) == (2 * GIB, GIB)
+    memory = read_cgroup(folder)
+    assert (memory.limit_bytes, memory.used_bytes, memory.kernel_bytes) == (2 * GIB, GIB, None)
+    cgroup(folder, memory__kmem__usage_in_bytes="9\n")
+    assert read_cgroup(folder).kernel_bytes == 9
 
 
 def test_a_cgroup_that_is_not_there_is_named(tmp_path: Path) -> None:

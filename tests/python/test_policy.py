@@ -109,6 +109,30 @@ def test_engine_that_started_anew_is_new() -> None:
     assert known.kept_bytes == 0
 
 
+def test_a_guest_whose_memory_has_changed_is_new_again() -> None:
+    """Not one that is only visited less often, and so is found to have written to more of what is visited."""
+    figures = {"passes": 2, "scanned_pages": 0, "changed_pages": 0, "scan_cpu_ns": 0}
+    known = observe(guest(**figures), None, CONFIG)
+    proofs = []
+    for second, visited_pages, changed_ratio in (
+        (10, PAGES, 0.02),
+        (20, PAGES, 0.02),
+        (30, PAGES // 16, 0.10),
+        (40, PAGES // 16, 0.30),
+        (50, PAGES // 16, 0.50),
+        (60, PAGES, 0.02),
+        (70, PAGES // 16, 0.90),
+        (80, 3 * PAGES, 0.02),
+    ):
+        figures["passes"] += visited_pages // PAGES
+        figures["scanned_pages"] += visited_pages
+        figures["changed_pages"] += int(visited_pages * changed_ratio)
+        figures["scan_cpu_ns"] += SECOND_NS
+        known = observe(guest(seconds=second, **figures), known, CONFIG)
+        proofs.append(known.is_proven)
+    assert proofs == [True, True, True, True, True, True, False, True]
+
+
 def test_guest_that_did_not_answer_changes_nothing() -> None:
     known = proven(merged_pages=5, shared_pages=5)
     assert observe(guest(seconds=10), known, CONFIG) is not known  # counters fell: anew
@@ -332,6 +356,24 @@ def test_no_balloon_takes_what_an_engine_has_not_registered() -> None:
         )
         state = decision.state
     assert left == 2 * GIB
+
+
+def test_balloons_that_are_switched_off_give_all_back_at_once_and_take_nothing() -> None:
+    def at(t: float, balloon_bytes: int, *, may_inflate: bool) -> Snapshot:
+        one = sharing("a", 2 * GIB, t, ram_bytes=4 * GIB, balloon_bytes=balloon_bytes)
+        return msgspec.structs.replace(look(t, 0, one), may_inflate=may_inflate)
+
+    state = after(at(0, 4 * GIB, may_inflate=True)).state
+    assert state.guard.ballooned == {"a": 4 * GIB}
+    short = after(at(1, 3 * GIB, may_inflate=False), state=state)
+    (balloon,) = (one for one in short.actions if isinstance(one, Balloon))
+    assert (balloon.target_bytes, balloon.reason) == (
+        4 * GIB,
+        "balloons are to be left alone: 1.0 GiB of what was taken",
+    )
+    done = after(at(2, 4 * GIB, may_inflate=False), state=short.state)
+    assert done.state.guard.ballooned == {}
+    assert not [one for one in done.actions if isinstance(one, Balloon)]
 
 
 def test_a_guest_that_started_anew_is_ballooned_anew() -> None:

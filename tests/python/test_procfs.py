@@ -35,6 +35,30 @@ def test_smaps() -> None:
     assert empty == {"Size": 4096, "Pss": 0}
 
 
+def test_file_mappings_leave_out_anonymous_memory() -> None:
+    lines = [
+        "7f00-7f10 rw-p 00001000 00:01 42                         /memfd:a name (deleted)",
+        "7f10-7f20 r--p 00000000 00:00 0 ",
+        "7f20-7f30 rw-p 00000000 00:00 0                          [heap]",
+        "ffff0000-ffff1000 r-xp 00000000 fe:01 1234               /usr/bin/0 12",
+    ]
+    found = procfs.parse_file_mappings("\n".join([*lines, ""]))
+    assert found == procfs.FileMappings(
+        starts=[0x7F00, 0xFFFF0000],
+        ends=[0x7F10, 0xFFFF1000],
+        files=[("00:01", 42), ("fe:01", 1234)],
+        paths=["/memfd:a name (deleted)", "/usr/bin/0 12"],
+    )
+
+
+def test_file_mappings_are_those_of_whole_lines() -> None:
+    found = procfs.file_mappings(os.getpid())
+    whole = [m for m in procfs.mappings(os.getpid()) if m.inode]
+    assert found.starts == [m.start for m in whole]
+    assert found.files == [m.file for m in whole]
+    assert found.paths == [m.path for m in whole]
+
+
 def test_slabinfo_counts_live_objects() -> None:
     assert procfs.parse_slabinfo(SLABINFO.splitlines()) == {
         "vm_area_struct": 873 * 192,
@@ -61,6 +85,6 @@ def test_allocated_bytes_counts_pages_that_no_table_shows() -> None:
             inode = os.fstat(file).st_ino
             found = [m for m in procfs.mappings(os.getpid()) if m.inode == inode]
             assert len(found) == 1
-            assert procfs.allocated_bytes(os.getpid(), found[0]) == 3 * 4096
+            assert procfs.allocated_bytes(os.getpid(), found[0].start, found[0].end) == 3 * 4096
     finally:
         os.close(file)

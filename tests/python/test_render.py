@@ -43,6 +43,13 @@ def test_human_units() -> None:
     assert human(1_500_000_000, Unit.NANOSECONDS) == "1.50 s"
     assert human(None, Unit.BYTES) == "-"
     assert human("", Unit.TEXT) == "-"
+    assert human(2.345, Unit.TIMES) == "2.35x"
+    assert human(85, Unit.MICROSECONDS) == "85 us"
+    assert human(1234, Unit.MICROSECONDS) == "1.2 ms"
+    assert human(99_000, Unit.MICROSECONDS) == "99 ms"
+    assert human(0.25, Unit.SECONDS) == "0.25 s"
+    assert human(-12.34, Unit.SECONDS) == "-12.3 s"
+    assert human(240.4, Unit.SECONDS) == "240 s"
 
 
 def test_json_is_exact_and_has_a_schema() -> None:

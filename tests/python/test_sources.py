@@ -64,6 +64,14 @@ def test_a_guest_of_libvirt_with_a_socket_too_is_one_guest_and_others_are_not() 
     ]
 
 
+def test_a_guest_that_only_has_the_name_of_one_of_libvirts_is_another_guest() -> None:
+    lists = [
+        [found("a", "qemu:///system", "u")],
+        [found("a", "/x", "v"), found("other", "/x", "u")],
+    ]
+    assert [guest.domain.name for guest in union(lists)] == ["a", "a@/x"]
+
+
 class Nonsense(FakeQmp):
     """Says what it was given, instead of the answer to its first question."""
 

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,13 @@ from samples import group, stats
 SHARING = {"memshare0": {"stats": stats(ram_bytes=1 << 28, shared_pages=5), "modes": ["off"]}}
 
 
-async def memshare(*arguments: str) -> tuple[int | None, str, str]:
+async def memshare(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
     """Run the real command in a process of its own."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", "from memshare.cli import main; main()", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "NO_COLOR": "1"},
+        env={**os.environ, "NO_COLOR": "1", **environment},
     )
     out, err = await process.communicate()
     return process.returncode, out.decode(), err.decode()
@@ -57,6 +58,7 @@ async def test_json_has_the_host_its_guests_and_no_broker(tmp_path: Path) -> Non
     assert answer["guests"] == {
         "count": 3,
         "states": {"running": 1, "not-sharing": 1, "unreachable": 1},
+        "asked": "guests",
     }
     assert answer["broker"]["version"] is None
     assert "no such file" in answer["broker"]["problem"]
@@ -113,6 +115,56 @@ async def test_no_folder_is_exit_code_3(tmp_path: Path) -> None:
 async def test_no_guests_is_no_error(tmp_path: Path) -> None:
     code, out, _ = await memshare("status", "--qmp-dir", str(tmp_path), "-o", "json")
     assert (code, json.loads(out)["domains"]) == (0, [])
+
+
+async def test_guests_are_looked_for_where_the_daemon_looks(tmp_path: Path) -> None:
+    config = tmp_path / "memshare.toml"
+    config.write_text(f'connect = []\nqmp-dirs = ["{tmp_path}"]\n')
+    async with fake_qmp(tmp_path / "a.qmp", "web1", SHARING):
+        _, out, err = await memshare("list", "-o", "json", MEMSHARE_CONFIG=str(config))
+        assert [guest["domain"] for guest in json.loads(out)["domains"]] == ["web1"]
+        assert err == ""
+
+        config.write_text("qmp-dir = []\n")
+        where = ("--qmp-dir", str(tmp_path))
+        code, _, err = await memshare("list", *where, MEMSHARE_CONFIG=str(config))
+        assert (code, err) == (0, "")  # told where: the configuration does not matter
+        _, _, err = await memshare("list", MEMSHARE_CONFIG=str(config))
+        assert err.startswith(f"warning: {config}: ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked"),
+    [
+        ({"taken_seconds": 0.0}, "daemon"),
+        ({"taken_seconds": -60.0}, "guests"),
+        ({"domains": [{"uuid": 7}]}, "guests"),
+        ({"domains": None}, "guests"),
+    ],
+)
+async def test_a_daemon_that_knows_spares_the_guests(
+    tmp_path: Path, answer: dict[str, object], asked: str
+) -> None:
+    """A stale view, and one that is not understood, are none."""
+    config, guests = tmp_path / "memshare.toml", tmp_path / "guests"
+    guests.mkdir()
+    config.write_text(f'connect = []\nqmp-dirs = ["{guests}"]\nsocket = "{tmp_path}/daemon.sock"\n')
+    view = {"taken_seconds": 0.0, "domains": [{"name": "seen", "stats": stats(ram_bytes=5)}]}
+    view |= answer
+    view["taken_seconds"] = time.time() + view["taken_seconds"]
+    where = {"MEMSHARE_CONFIG": str(config)}
+    async with (
+        fake_qmp(guests / "a.qmp", "web1", SHARING),
+        fake_broker(tmp_path / "daemon.sock", {"view": {"view": view}}),
+    ):
+        _, out, err = await memshare("status", "-o", "json", **where)
+        assert err == ""
+        told = json.loads(out)
+        assert told["guests"]["asked"] == asked
+        name = "seen" if asked == "daemon" else "web1"
+        assert [guest["domain"] for guest in told["domains"]] == [name]
+        _, out, _ = await memshare("status", "-o", "json", "--qmp-dir", str(guests), **where)
+        assert json.loads(out)["guests"]["asked"] == "guests"
 
 
 async def test_wrong_format_is_exit_code_2() -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from fakes.fake_qmp import fake_qmp
 from memshare.cli.board import Board, sparkline
+from memshare.growth import Look, rates
 from memshare.model import Domain, PageStats
-from memshare.rates import Look, rates
 from samples import stats
 from test_status import memshare
 

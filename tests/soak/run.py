@@ -21,8 +21,7 @@ from tests.lib.vm import plugin_arguments, until
 from tests.soak.member import SILENT_SECONDS, Counters, Member, read, stats_when
 
 from memshare.bench import oracle
-from memshare.bench.demo import SCAN_RATE_PAGES, tell
-from memshare.bench.fleet import GROUP, Fleet, Guest, open_fleet
+from memshare.bench.fleet import GROUP, SCAN_RATE_PAGES, Fleet, Guest, open_fleet, tell
 from memshare.bench.progress import Progress
 from memshare.clients import broker as broker_client
 from memshare.errors import MemshareError

@@ -25,6 +25,7 @@ class Cost(NamedTuple):
     """Bytes at one moment. Guests' sums over all guests."""
 
     ram_pss_bytes: int  # guests' RAM; pages of the store that they map by their share
+    views_pss_bytes: int  # the store where it is mapped beside guests' RAM, by the broker too
     guest_heap_bytes: int  # anonymous memory of QEMU beside RAM and translated code
     guest_tables_bytes: int  # page tables
     slab_bytes: int  # of the host, live objects of SLAB_CACHES
@@ -33,22 +34,30 @@ class Cost(NamedTuple):
 
 def read_cost(guests: Sequence[GuestMemory], broker_pid: int, store: Store) -> Cost:
     """Add up what the kernel says now."""
-    ram = heap = tables = 0
+    ram = views = heap = tables = 0
     for guest in guests:
         for mapping, figures in procfs.smaps(guest.pid):
             if guest.contains(mapping):
                 ram += figures["Pss"]
+            elif mapping.file in store.files:
+                views += figures["Pss"]
             elif not mapping.inode and "x" not in mapping.permissions:
                 heap += figures.get("Pss", 0)
         tables += procfs.status(guest.pid)["VmPTE"]
+    broker_views = sum(
+        figures["Pss"]
+        for mapping, figures in procfs.smaps(broker_pid)
+        if mapping.file in store.files
+    )
     broker = (
         procfs.smaps_rollup(broker_pid)["Pss"]
-        - store.broker_pss_bytes
+        - broker_views
         + procfs.status(broker_pid)["VmPTE"]
         + procfs.threads(broker_pid) * KERNEL_STACK_BYTES
     )
     return Cost(
         ram_pss_bytes=ram,
+        views_pss_bytes=views + broker_views,
         guest_heap_bytes=heap,
         guest_tables_bytes=tables,
         slab_bytes=procfs.slab_bytes(SLAB_CACHES),
@@ -82,4 +91,4 @@ def memory_used_bytes(now: Cost, store: Store) -> int:
     distinct frames, reckoned another way.
     """
     unmapped = store.allocated_bytes - store.mapped_bytes
-    return now.ram_pss_bytes + store.views_pss_bytes + unmapped
+    return now.ram_pss_bytes + now.views_pss_bytes + unmapped

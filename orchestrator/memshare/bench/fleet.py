@@ -12,69 +12,40 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from memshare.bench.machine import (
+    GUEST_UID,
+    START_SECONDS,
+    Boot,
+    Machine,
+    command_line,
+    end_process,
+    make_overlay,
+    spawn,
+)
 from memshare.clients import broker as broker_client
-from memshare.clients.monitor import Monitor
-from memshare.clients.qmp import open_monitor
-from memshare.errors import HostError, MemshareError, UnreachableError
+from memshare.errors import MemshareError, UnreachableError
+from memshare.model import PageStats
 
-GUEST_UID = 64055  # Debian's number for libvirt-qemu; it needs no entry in /etc/passwd
 GROUP = "demo"
-START_SECONDS = 30.0
-END_SECONDS = 10.0
-#: The QEMU of every guest, here and in the tests.
-QEMU = os.environ.get("MEMSHARE_QEMU", "qemu-system-x86_64")
+RAM_BYTES = 256 << 20  # of a guest, unless told otherwise
+SCAN_RATE_PAGES = (
+    100_000  # per second and guest: the whole of it in under a second, if CPU is there
+)
+BOOT_SECONDS = 240.0
+ANSWER_SECONDS = 120.0
 
 
-class Guest:
-    """A running guest, its monitor and the agent on its second serial port."""
-
-    #: How long the monitor may take to answer.
-    answer_seconds = START_SECONDS
+class Guest(Machine):
+    """A running guest and the agent on its second serial port."""
 
     def __init__(self, name: str, folder: Path, process: asyncio.subprocess.Process) -> None:
         """Wrap a started QEMU."""
-        self.name = name
-        self.pid = process.pid
-        self._folder = folder
-        self._process = process
+        super().__init__(name, folder, process)
         self._agent: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._monitor = asyncio.Lock()
-
-    @property
-    def qmp_socket(self) -> Path:
-        """The monitor's socket."""
-        return self._folder / "qmp" / f"{self.name}.qmp"
-
-    def last_words(self) -> str:
-        """What QEMU said last, else the guest's console."""
-        for suffix in ("err", "log"):
-            path = self._folder / f"{self.name}.{suffix}"
-            lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-            if lines:
-                return lines[-1]
-        return "it said nothing"
-
-    async def watch(self, seconds: float, awaitable: "asyncio.Future[str]") -> str:
-        """Wait for something of the guest's, but no longer than it lives."""
-        ended = asyncio.ensure_future(self._process.wait())
-        try:
-            await asyncio.wait(
-                (ended, awaitable), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if awaitable.done():
-                return awaitable.result()
-            if ended.done():
-                raise MemshareError(f"guest {self.name} ended: {self.last_words()}")
-            raise MemshareError(
-                f"guest {self.name} did not answer in {seconds:.0f} s: {self.last_words()}"
-            )
-        finally:
-            for future in (ended, awaitable):
-                future.cancel()
 
     async def boot(self, seconds: float) -> None:
         """Wait until the agent is there."""
@@ -115,32 +86,11 @@ class Guest:
             raise AgentError(f"guest {self.name}: {request}: {rest or answer}")
         return rest
 
-    @asynccontextmanager
-    async def monitor(self) -> AsyncIterator[Monitor]:
-        """Open the monitor, one user after the other; waits for a QEMU that has just started."""
-        async with self._monitor, self._open_monitor() as monitor:
-            yield monitor
-
-    @asynccontextmanager
-    async def _open_monitor(self) -> AsyncIterator[Monitor]:
-        async with asyncio.timeout(self.answer_seconds):
-            while not self.qmp_socket.exists():
-                if self._process.returncode is not None:
-                    raise MemshareError(f"guest {self.name} ended: {self.last_words()}")
-                await asyncio.sleep(0.05)
-        async with open_monitor(self.qmp_socket, self.answer_seconds) as monitor:
-            yield monitor
-
-    async def kill(self) -> None:
-        """Let QEMU die without a word to anybody."""
-        self._process.kill()
-        await self._process.wait()
-
     async def end(self) -> None:
         """Stop QEMU for good."""
         if self._agent is not None:
             self._agent[1].close()
-        await end_process(self._process)
+        await super().end()
 
 
 class AgentError(MemshareError):
@@ -172,35 +122,10 @@ class Fleet:
 
     async def start_broker(self) -> None:
         """Start memshared, also after one that has died, and wait until it answers."""
-        runtime = self.folder / "broker"
-        runtime.mkdir(mode=0o755, exist_ok=True)
-        log = self.folder / "broker.log"
-        process = await self._spawn(
-            log,
-            "setpriv",
-            "--pdeathsig=TERM",
-            str(self._build / "qemu-plugin" / "broker" / "memshared"),
-            f"--runtime-dir={runtime}",
-            f"--group={GROUP}",
-            "--allow-by-mode",
-            "--socket-mode=0666",
-        )
+        process = await start_broker(self.folder, self._build, GROUP)
         self._stack.push_async_callback(end_process, process)
         self._broker = process
         self.broker_pid = process.pid
-        deadline = asyncio.get_running_loop().time() + START_SECONDS
-        while True:
-            try:
-                await broker_client.ask(self.control_socket, "status")
-                return
-            except UnreachableError:
-                late = asyncio.get_running_loop().time() > deadline
-                if late or process.returncode is not None:
-                    words = log.read_text(errors="replace").strip().splitlines()[-1:]
-                    raise MemshareError(
-                        f"the broker did not start: {words[0] if words else 'it said nothing'}"
-                    ) from None
-                await asyncio.sleep(0.05)
 
     async def kill_broker(self) -> None:
         """Let the broker die without a word to anybody."""
@@ -222,48 +147,21 @@ class Fleet:
 
         On a disk of its own, or on that of a guest that will migrate here.
         """
-        overlay = disk or self._make_disk(name)
+        overlay = disk or make_overlay(self.folder / "base.qcow2", self.folder / f"{name}.qcow2")
         plugin = self.folder / "libmemshare-qemu.so"
-        process = await self._spawn(
+        boot = Boot(self.folder / "vmlinuz", self.folder / "initrd", overlay, kernel_options)
+        process = await spawn(
             self.folder / f"{name}.err",
-            "setpriv", f"--reuid={GUEST_UID}", f"--regid={GUEST_UID}", "--clear-groups",
-            "--pdeathsig=KILL", "--no-new-privs",
-            QEMU, "-name", name, "-machine", "pc", "-accel", "tcg,tb-size=64", "-cpu", "qemu64",
-            "-smp", "1", "-m", f"{ram_bytes >> 10}K", "-nodefaults", "-display", "none", "-no-reboot",
-            "-kernel", str(self.folder / "vmlinuz"), "-initrd", str(self.folder / "initrd"),
-            "-append", f"console=ttyS0 root=/dev/vda rw panic=-1 quiet {kernel_options}",
-            "-chardev", f"file,id=console,path={self.folder}/{name}.log", "-serial", "chardev:console",
-            "-chardev", f"socket,id=agent,path={self.folder}/{name}.agent,server=on,wait=off",
-            "-serial", "chardev:agent",
-            "-qmp", f"unix:{self.folder}/qmp/{name}.qmp,server=on,wait=off",
-            "-drive", f"file={overlay},if=virtio,cache=writeback",
-            "-plugin", f"{plugin},socket={self.group_socket},group={GROUP},{plugin_options}",
+            *command_line(self.folder, name, ram_bytes, boot),
+            *("-chardev", f"socket,id=agent,path={self.folder}/{name}.agent,server=on,wait=off"),
+            *("-serial", "chardev:agent"),
+            *("-plugin", f"{plugin},socket={self.group_socket},group={GROUP},{plugin_options}"),
             *arguments,
-        )  # fmt: skip
+        )
         guest = Guest(name, self.folder, process)
         self._stack.push_async_callback(guest.end)
         self.guests.append(guest)
         return guest
-
-    def _make_disk(self, name: str) -> Path:
-        overlay = self.folder / f"{name}.qcow2"
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
-            "-b", str(self.folder / "base.qcow2"), str(overlay))  # fmt: skip
-        os.chown(overlay, GUEST_UID, GUEST_UID)
-        return overlay
-
-    async def _spawn(self, log: Path, *command: str) -> asyncio.subprocess.Process:
-        with log.open("wb") as output:
-            try:
-                return await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,  # Ctrl-C is ours to handle, not theirs
-                )
-            except OSError as error:
-                raise HostError(f"{command[0]}: {(error.strerror or '').lower()}") from error
 
     def copy_files(self) -> None:
         """Put what the guests read where their user can reach it."""
@@ -279,6 +177,38 @@ class Fleet:
             shutil.copyfile(source, self.folder / source.name)
 
 
+async def start_broker(
+    folder: Path, build: Path, group: str, enter: Callable[[], None] | None = None
+) -> asyncio.subprocess.Process:
+    """Start memshared with its sockets in folder/broker, and wait until it answers.
+
+    enter is called in the new process, before the program.
+    """
+    runtime = folder / "broker"
+    runtime.mkdir(mode=0o755, exist_ok=True)
+    log = folder / "broker.log"
+    process = await spawn(
+        log,
+        *("setpriv", "--pdeathsig=TERM", str(build / "qemu-plugin" / "broker" / "memshared")),
+        *(f"--runtime-dir={runtime}", f"--group={group}", "--allow-by-mode", "--socket-mode=0666"),
+        enter=enter,
+    )
+    deadline = asyncio.get_running_loop().time() + START_SECONDS
+    while True:
+        try:
+            await broker_client.ask(runtime / "control.sock", "status")
+            return process
+        except UnreachableError:
+            late = asyncio.get_running_loop().time() > deadline
+            if late or process.returncode is not None:
+                await end_process(process)
+                words = log.read_text(errors="replace").strip().splitlines()[-1:]
+                raise MemshareError(
+                    f"the broker did not start: {words[0] if words else 'it said nothing'}"
+                ) from None
+            await asyncio.sleep(0.05)
+
+
 @asynccontextmanager
 async def open_fleet(build: Path, image: Path) -> AsyncIterator[Fleet]:
     """Make a fleet without processes; on leaving, end all of its processes and remove its files."""
@@ -292,28 +222,6 @@ async def open_fleet(build: Path, image: Path) -> AsyncIterator[Fleet]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def end_process(process: asyncio.subprocess.Process) -> None:
-    """Ask a process to end, then end it."""
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(END_SECONDS):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-
-
-def run(*command: str) -> str:
-    """Run a command to its end and return what it printed; raises with its last line of complaint."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        words = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-        raise MemshareError(f"{command[0]}: {words[0]}")
-    return done.stdout
-
-
 def build_image(recipe: Sequence[str]) -> Path:
     """Run a guest's recipe, its progress shown, and return the folder that it names."""
     done = subprocess.run(recipe, check=False, stdout=subprocess.PIPE, text=True)
@@ -325,3 +233,65 @@ def build_image(recipe: Sequence[str]) -> Path:
 def signal_or_code(code: int) -> str:
     """Name how a process ended."""
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+async def read_stats(guests: Sequence[Guest]) -> list[PageStats]:
+    """Ask all engines at once."""
+
+    async def one(guest: Guest) -> PageStats:
+        async with guest.monitor() as monitor:
+            return await monitor.stats()
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(guest)) for guest in guests]
+    return [task.result() for task in tasks]
+
+
+async def tell(
+    guests: Sequence[Guest], command: str | None = None, **properties: str | int
+) -> None:
+    """Set properties of all engines, or give all monitors a command such as `stop`."""
+    for guest in guests:
+        async with guest.monitor() as monitor:
+            for name, value in properties.items():
+                await monitor.set(name.replace("_", "-"), value)
+            if command is not None:
+                await monitor.execute(command)
+
+
+async def ask_all(guests: Sequence[Guest], request: str) -> list[str]:
+    """Have all guests do something at once."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(guest.ask(request, ANSWER_SECONDS)) for guest in guests]
+    return [task.result() for task in tasks]
+
+
+async def verify(guests: Sequence[Guest], expected: Sequence[str]) -> list[str]:
+    """All guests read their files; return what is not as noted outside of them."""
+
+    async def one(guest: Guest, wanted: str) -> list[str]:
+        try:
+            found = await guest.ask("verify", ANSWER_SECONDS)
+        except AgentError as error:
+            return [str(error)]
+        return [] if found == wanted else [f"guest {guest.name}: sums differ from those noted"]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(one(guest, wanted))
+            for guest, wanted in zip(guests, expected, strict=True)
+        ]
+    return [problem for task in tasks for problem in task.result()]
+
+
+async def at_rest(guests: Sequence[Guest]) -> None:
+    """Wait until all engines are paused and their figures stand still."""
+    last = None
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while True:
+            now = await read_stats(guests)
+            figures = [(s.shared_pages, s.zero_pages, s.saved_content_bytes) for s in now]
+            if figures == last and all(stats.state == "paused" for stats in now):
+                return
+            last = figures
+            await asyncio.sleep(0.2)

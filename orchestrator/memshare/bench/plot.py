@@ -14,6 +14,7 @@ from typing import Any
 import click
 import msgspec
 
+from memshare.bench import style
 from memshare.cli import run
 from memshare.errors import MemshareError, UsageError
 
@@ -152,12 +153,7 @@ def read_panel(file: Path) -> Panel:
 
 def draw(panels: Sequence[Panel], output: Path) -> None:
     """Write the picture."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "memshare", "svg.fonttype": "none"})
-    from matplotlib import pyplot
-
+    pyplot = style.pyplot()
     figure, axes = pyplot.subplots(
         len(panels), 1, figsize=(7, 2.8 * len(panels)), squeeze=False, layout="constrained"
     )
@@ -170,11 +166,10 @@ def draw(panels: Sequence[Panel], output: Path) -> None:
             _draw_bars(axis, panel)
         axis.set_title(panel.title, loc="left")
         axis.set_ylabel(panel.unit)
-        axis.spines[["top", "right"]].set_visible(False)
+        style.bare(axis)
         if any(panel.series) or any(limit is not None for limit in panel.limits):
             axis.legend(frameon=False)
-    # No date in the file, so that it changes with the figures only.
-    figure.savefig(output, format="svg", metadata={"Date": None, "Creator": None})
+    style.save(figure, output)
     pyplot.close(figure)
 
 

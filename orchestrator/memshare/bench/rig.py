@@ -8,6 +8,7 @@ an old result that could pass for a new one, exit code 1 where a bar is missed) 
 
 import os
 import platform
+import re
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -177,13 +178,20 @@ def session(json_file: Path | None) -> Iterator[Progress]:
         progress.end()
 
 
+def indented(value: object) -> bytes:
+    """Return JSON that people can read: a line a value, a list of plain values in one line. Pure."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    lists = re.compile(rb"\[\n\s+([^][{}]+?)\n\s+\]")
+    return lists.sub(lambda found: b"[" + re.sub(rb",\n\s+", b", ", found[1]) + b"]", text) + b"\n"
+
+
 def finish(
     results: Sequence[msgspec.Struct], json_file: Path | None, misses: Sequence[str]
 ) -> None:
     """Write the results, then say which bars were missed: that is exit code 1."""
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+        json_file.write_bytes(indented(results))
         print(f"written: {json_file}")
     if misses:
         raise MeasurementError("; ".join(misses))

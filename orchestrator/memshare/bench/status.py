@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`./dev bench status`: how long `memshare status` takes on a host with many guests.
+"""`./dev bench status`: how long `memshare status` takes on a host with many guests, with a daemon and without.
 
 The guests are stock QEMUs with the plugin and without a machine: they have a monitor and nothing to run. There
 is a broker, and they are its clients. What is timed is the whole process, from fork to exit, of a package
@@ -25,12 +25,14 @@ import click
 import msgspec
 
 import memshare
-from memshare.bench.fleet import QEMU, end_process
+from memshare.bench.daemon import CONFIG, SOCKET, configuration, open_daemon
 from memshare.bench.frames import GROUP
+from memshare.bench.machine import QEMU, end_process
 from memshare.bench.progress import Progress
 from memshare.bench.rig import SOURCE, finish, machine_facts, session
 from memshare.bench.workers import open_broker
 from memshare.cli import run
+from memshare.clients.daemon import ask
 from memshare.clients.fleet import Sources, read_fleet
 from memshare.errors import MeasurementError, MemshareError
 from memshare.model import PLUGIN_FILE
@@ -42,14 +44,16 @@ MAIN = "from memshare.cli import main; main()"
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """Wall-clock times of whole processes. python_ms is an interpreter that does nothing."""
+    """Wall-clock times of whole processes. direct_ms: without a daemon, the median. python_ms: one that does nothing."""
 
     guests: int
     median_ms: float
     fastest_ms: float
     slowest_ms: float
+    direct_ms: float
     python_ms: float
     runs_ms: list[float]
+    runs_direct_ms: list[float]
     kernel: str
     cpu_model: str
     load_before: float
@@ -95,15 +99,19 @@ async def open_guests(folder: Path, plugin: Path, count: int) -> AsyncIterator[P
         yield monitors
 
 
-def timed_ms(command: list[str], expected_guests: int) -> float:
-    """Run it and return how long it took; what it says must be true."""
+def timed_ms(command: list[str], expected_guests: int, config: Path | None = None) -> float:
+    """Run it and return how long it took; what it says must be true. config: that of a daemon, which must be asked."""
+    environment = os.environ | ({"MEMSHARE_CONFIG": str(config)} if config else {})
     begin = time.perf_counter()
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     taken_ms = (time.perf_counter() - begin) * 1e3
     if done.returncode:
         raise MeasurementError(f"memshare status: {done.stderr.strip() or done.returncode}")
     if expected_guests:
-        domains = json.loads(done.stdout)["domains"]
+        told = json.loads(done.stdout)
+        if (told["guests"]["asked"] == "daemon") is not bool(config):
+            raise MeasurementError(f"memshare status: it asked the {told['guests']['asked']}")
+        domains = told["domains"]
         if sum(domain["mode"] is not None for domain in domains) != expected_guests:
             raise MeasurementError("memshare status: not all guests have answered")
     return taken_ms
@@ -119,35 +127,53 @@ def measure(progress: Progress, count: int, repeats: int) -> Result:
         python = str(install(folder / "venv"))
         with open_broker(build / "broker" / "memshared", folder):
             plugin = build / "plugin" / PLUGIN_FILE
-            runs = asyncio.run(time_runs(progress, python, folder, plugin, count, repeats))
+            direct, runs = asyncio.run(time_runs(progress, python, folder, plugin, count, repeats))
         bare = [timed_ms([python, "-c", "pass"], 0) for _ in range(repeats)]
     return Result(
         guests=count,
         median_ms=statistics.median(runs),
         fastest_ms=min(runs),
         slowest_ms=max(runs),
+        direct_ms=statistics.median(direct),
         python_ms=statistics.median(bare),
         runs_ms=runs,
+        runs_direct_ms=direct,
         **facts,
     )
 
 
 async def time_runs(
     progress: Progress, python: str, folder: Path, plugin: Path, count: int, repeats: int
-) -> list[float]:
-    """Return what each run took, while the guests are there."""
+) -> tuple[list[float], list[float]]:
+    """Return what each run took, while the guests are there: first asking them, then a daemon that knows all of them."""
     progress.update(f"starting {count} guests")
     async with open_guests(folder, plugin, count) as monitors:
-        command = [
-            *(python, "-c", MAIN, "status", "-o", "json"),
-            *("--qmp-dir", str(monitors), "--broker", str(folder / "control.sock")),
-        ]
-        timed_ms(command, count)  # Python compiles
-        runs = []
+        broker = folder / "control.sock"
+        asks_daemon = [python, "-c", MAIN, "status", "-o", "json", "--broker", str(broker)]
+        asks_guests = [*asks_daemon, "--qmp-dir", str(monitors)]
+        timed_ms(asks_guests, count)  # Python compiles
+        direct, runs = [], []
         for number in range(repeats):
-            progress.update(f"memshare status: {number} of {repeats}")
-            runs.append(timed_ms(command, count))
-        return runs
+            progress.update(f"memshare status, asking guests: {number} of {repeats}")
+            direct.append(timed_ms(asks_guests, count))
+        async with open_daemon(folder, configuration(folder, broker, GROUP)):
+            await knows_all(folder / SOCKET, count)
+            for number in range(repeats):
+                progress.update(f"memshare status, asking the daemon: {number} of {repeats}")
+                runs.append(timed_ms(asks_daemon, count, folder / CONFIG))
+        return direct, runs
+
+
+async def knows_all(socket: Path, count: int) -> None:
+    """Wait until the daemon has figures of all guests."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        domains = (await ask(socket, "view"))["view"]["domains"]
+        if sum(domain["stats"] is not None for domain in domains) == count:
+            return
+        if time.monotonic() > deadline:
+            raise MemshareError(f"the daemon knows {len(domains)} guests, not all of {count}")
+        await asyncio.sleep(0.2)
 
 
 def misses(result: Result) -> list[str]:
@@ -171,7 +197,7 @@ def main(*, guests: int, repeats: int, json_file: Path | None) -> None:
     print(
         f"memshare status, {result.guests} guests: {result.median_ms:.0f} ms "
         f"({result.fastest_ms:.0f} to {result.slowest_ms:.0f}), bar {BAR_MS:.0f}; "
-        f"of which Python's start {result.python_ms:.0f}"
+        f"of which Python's start {result.python_ms:.0f}; without a daemon {result.direct_ms:.0f}"
     )
     finish([result], json_file, misses(result))
 

@@ -8,30 +8,31 @@ each guest's figures is a line of the recording.
 """
 
 import asyncio
-import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from memshare.bench.fleet import QEMU, end_process
+from memshare.bench.cgroup import MemoryCgroup, limited
+from memshare.bench.daemon import SOCKET, configuration, open_daemon
 from memshare.bench.frames import GROUP
+from memshare.bench.machine import QEMU, end_process
 from memshare.bench.progress import Progress
 from memshare.bench.rig import SOURCE, finish, machine_facts, session
 from memshare.bench.workers import open_broker
 from memshare.cli import run
 from memshare.clients.daemon import ask
-from memshare.clients.host import read_limit
+from memshare.clients.host import read_cgroup
 from memshare.clients.qmp import open_monitor
-from memshare.errors import HostError, MemshareError, UnreachableError
+from memshare.errors import MemshareError
 from memshare.model import PageStats
 
 FERTILE, BARREN = ("fertile1", "fertile2", "fertile3", "fertile4"), ("barren1", "barren2")
@@ -44,12 +45,12 @@ SQUEEZE_BAR_SECONDS = 2.0
 TRAIL_SECONDS = 20
 #: A guest's part is fair that is so near to the mean of the fertile ones'.
 FAIR_RATIO = 0.8
-PLATEAU = (4.0, 8.0)  # seconds after the squeeze
+SQUEEZE_SECONDS = 8.0
 FULL_RATIO = 0.9
-SQUEEZED_BYTES = 16 << 20
+SQUEEZED_BYTES = 12 << 20
+UNLIMITED_BYTES = 64 << 30
 #: The default: with plenty of memory free, guests want more than there is.
 BUDGET_CPU_RATIO = 0.10
-CGROUP = Path("/sys/fs/cgroup")
 
 
 class Second(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,15 +90,13 @@ class Guest:
         self._port: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def tell(self, kind: str) -> None:
-        """Have it write this kind from now on; returns at once but for the first time, when it fills its memory."""
+        """Have it write this kind from now on, all of its memory first; returns when it has."""
         if self._port is None:
             path = self._folder / f"{self.name}.port"
             self._port = await _patiently(lambda: asyncio.open_unix_connection(str(path)))
-            self._port[1].write(kind.encode())
-            if not await self._port[0].readline():
-                raise MemshareError(f"guest {self.name} ended")
-        else:
-            self._port[1].write(kind.encode())
+        self._port[1].write(kind.encode())
+        if not await self._port[0].readline():
+            raise MemshareError(f"guest {self.name} ended")
 
     async def stats(self) -> PageStats:
         """Return its figures, by a monitor that the daemon does not use."""
@@ -116,36 +115,10 @@ async def _patiently(connect: Callable[[], Any]) -> Any:
             await asyncio.sleep(0.05)
 
 
-@contextmanager
-def open_cgroup() -> Iterator[Path]:
-    """Have a cgroup with the memory controller, for all guests."""
-    is_v1 = (CGROUP / "memory" / "cgroup.procs").exists()
-    path = CGROUP / ("memory" if is_v1 else "") / f"memshare-steering-{os.getpid()}"
-    try:
-        path.mkdir()
-    except OSError as error:
-        raise HostError(f"{path}: {error.strerror}") from error
-    try:
-        set_limit(path, 64 << 30)
-        yield path
-    finally:
-        deadline = time.monotonic() + 20
-        while path.exists():
-            with contextlib.suppress(OSError):
-                path.rmdir()
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-
-
-def set_limit(cgroup: Path, limit_bytes: int) -> None:
-    """Set the limit, by the file that is there."""
-    v1 = cgroup / "memory.limit_in_bytes"
-    (v1 if v1.exists() else cgroup / "memory.max").write_text(str(limit_bytes))
-
-
 @asynccontextmanager
-async def open_guests(folder: Path, build: Path, cgroup: Path) -> AsyncIterator[list[Guest]]:
+async def open_guests(
+    folder: Path, build: Path, cgroup: MemoryCgroup
+) -> AsyncIterator[list[Guest]]:
     """Start all guests; each has one monitor for the daemon and one for us."""
     payload = build / "tests" / "payload" / "payload-tenant.elf"
     plugin = build / "qemu-plugin" / "plugin" / "libmemshare-qemu.so"
@@ -160,43 +133,11 @@ async def open_guests(folder: Path, build: Path, cgroup: Path) -> AsyncIterator[
                 *("-qmp", f"unix:{folder}/{name}.own,server=on,wait=off"),
                 *("-plugin", f"{plugin},socket={folder}/{GROUP}.sock,group={GROUP}"),
                 start_new_session=True,
-                preexec_fn=lambda: (cgroup / "cgroup.procs").write_text(str(os.getpid())) and None,
+                preexec_fn=cgroup.enter,
             )
             stack.push_async_callback(end_process, process)
             guests.append(Guest(name, folder, process))
         yield guests
-
-
-@asynccontextmanager
-async def open_daemon(folder: Path, cgroup: Path) -> AsyncIterator[Path]:
-    """Run the daemon; gives its socket."""
-    config = folder / "memshare.toml"
-    socket = folder / "daemon.sock"
-    config.write_text(
-        f'connect = []\nqmp-dirs = ["{folder}/qmp"]\nbroker = "{folder}/control.sock"\n'
-        f'socket = "{socket}"\nstate-dir = "{folder}/state"\ncgroup = "{cgroup}"\n'
-        f"[metrics]\nport = 0\n[policy]\nbudget-cpu-ratio = {BUDGET_CPU_RATIO}\n"
-    )
-    with (folder / "daemon.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", "from memshare.cli import main; main()"),
-            *("daemon", "--config", str(config)),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        await _patiently(lambda: _answers(socket))
-        yield socket
-    finally:
-        await end_process(process)
-
-
-async def _answers(socket: Path) -> None:
-    try:
-        await ask(socket, "view")
-    except UnreachableError as error:
-        raise OSError(str(error)) from error
 
 
 def trailing(seconds: Sequence[Second], names: Sequence[str]) -> float:
@@ -268,11 +209,11 @@ def measure(build: Path, progress: Progress) -> Result:
         folder.chmod(0o755)
         (folder / "qmp").mkdir()
         stack.enter_context(open_broker(build / "qemu-plugin" / "broker" / "memshared", folder))
-        cgroup = stack.enter_context(open_cgroup())
+        cgroup = stack.enter_context(limited(UNLIMITED_BYTES))
         return asyncio.run(record(build, folder, cgroup, progress))
 
 
-async def record(build: Path, folder: Path, cgroup: Path, progress: Progress) -> Result:
+async def record(build: Path, folder: Path, cgroup: MemoryCgroup, progress: Progress) -> Result:
     """Start guests and daemon, and record."""
     facts = machine_facts() | {"budget_cpu_ratio": BUDGET_CPU_RATIO, "trail_seconds": TRAIL_SECONDS}
     async with AsyncExitStack() as stack:
@@ -281,7 +222,15 @@ async def record(build: Path, folder: Path, cgroup: Path, progress: Progress) ->
         await asyncio.gather(
             *(guest.tell("f" if guest.name in FERTILE else "b") for guest in guests)
         )
-        socket = await stack.enter_async_context(open_daemon(folder, cgroup))
+        config = configuration(
+            folder,
+            folder / "control.sock",
+            "default",
+            cgroup=cgroup.path,
+            more=f"[policy]\nbudget-cpu-ratio = {BUDGET_CPU_RATIO}\n",
+        )
+        await stack.enter_async_context(open_daemon(folder, config))
+        socket = folder / SOCKET
         recording = Recording(guests, progress)
         await recording.go_on(SHARE_BAR_SECONDS)
         share = fertile_share(recording.seconds)
@@ -299,17 +248,19 @@ async def record(build: Path, folder: Path, cgroup: Path, progress: Progress) ->
 
         await recording.go_on(10)
         squeezed_at = recording.now
-        set_limit(cgroup, read_limit(cgroup)[1] + SQUEEZED_BYTES)
-        totals = []
-        while recording.now < squeezed_at + PLATEAU[1]:
+        cgroup.limit(read_cgroup(cgroup.path).used_bytes + SQUEEZED_BYTES)
+        totals, decided, view = [], None, {}
+        while recording.now < squeezed_at + SQUEEZE_SECONDS:
             second = await recording.look()
             recording.seconds.append(second)
             totals.append((second.at_seconds - squeezed_at, sum(second.rate_pages)))
-        view = (await ask(socket, "view"))["view"]
-        if view["urgency"] < 1:
+            view = (await ask(socket, "view"))["view"]
+            if decided is None and view["urgency"] == 1:
+                decided = sum(view["rates"].values())
+        if decided is None:
             raise MemshareError(f"the squeeze was not noticed: {view['cause']}")
-        full = statistics.median(total for at, total in totals if at >= PLATEAU[0])
-        full_seconds = next((at for at, total in totals if total >= FULL_RATIO * full), None)
+        # Later they rise on: what is scanned at full speed costs less a page than what was scanned before.
+        full_seconds = next((at for at, total in totals if total >= FULL_RATIO * decided), None)
         return Result(
             case="steering",
             guests=list(GUESTS),

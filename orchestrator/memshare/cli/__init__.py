@@ -6,8 +6,8 @@ import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -30,30 +30,39 @@ VERBS = {
     "explain": "why a guest has its scan rate",
     "fits": "whether one more guest is safe on this host",
     "daemon": "steer the guests and guard the host",
+    "bench": "experiments: what sharing saves and costs, against the kernel's KSM",
     "config": "check or show the configuration of the daemon",
     "completion": "what makes a shell complete verbs and options",
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose verbs live in modules of their own, named like the verb."""
+    """A group whose verbs live in modules of their own, named like the verb after a prefix."""
+
+    def __init__(
+        self, *args: Any, verbs: Mapping[str, str], package: str = "memshare.cli.", **kwargs: Any
+    ) -> None:
+        """Know what each verb does."""
+        super().__init__(*args, **kwargs)
+        self._verbs = verbs
+        self._package = package
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs."""
-        return list(VERBS)
+        return list(self._verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the verb's module and return its command."""
-        if cmd_name not in VERBS:
+        if cmd_name not in self._verbs:
             return None
-        command: click.Command = importlib.import_module(f"memshare.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"{self._package}{cmd_name}").command
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Offer verbs without importing them; options as any group does."""
         verbs = [
             CompletionItem(verb, help=what)
-            for verb, what in VERBS.items()
+            for verb, what in self._verbs.items()
             if verb.startswith(incomplete)
         ]
         return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
@@ -61,10 +70,10 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
         with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl(list(self._verbs.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, verbs=VERBS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="memshare", prog_name="memshare")
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 def root(*, debug: bool) -> None:  # run() looks at --debug itself

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from memshare.cli import guests
+from memshare.growth import Look, Rates, identity, rates
 from memshare.model import Domain
-from memshare.rates import Look, Rates, identity, rates
 from memshare.render import Column, Record, Unit, Value
 
 RATE_COLUMNS = (

@@ -14,6 +14,7 @@ import click
 import msgspec
 from msgspec import UNSET
 
+from memshare import paths
 from memshare.clients.emulator import installed_plugin
 from memshare.clients.libvirt import Hypervisor, Running, open_hypervisor
 from memshare.clients.monitor import Monitor
@@ -136,7 +137,7 @@ def guests_and_scope(verb: Command) -> Command:
                 "uri",
                 metavar="URI",
                 envvar="LIBVIRT_DEFAULT_URI",
-                default="qemu:///system",
+                default=paths.LIBVIRT_URI,
                 show_default=True,
                 help="Which libvirt.",
             ),

@@ -5,6 +5,7 @@
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import msgspec
 from memshare import paths
 from memshare.clients import fleet
 from memshare.clients.fleet import Sources
-from memshare.errors import NoSuchDomainError, UnreachableError, UsageError
+from memshare.errors import MemshareError, NoSuchDomainError, UnreachableError, UsageError
 from memshare.model import Domain, PageStats
 from memshare.render import Column, Record, Unit, Value
 
@@ -42,7 +43,8 @@ def of_sources(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def command(*, qmp_dirs: tuple[Path, ...], uris: tuple[str, ...], **others: Any) -> None:
-        verb(sources=fleet.sources(qmp_dirs, uris), **others)
+        sources = fleet.sources(qmp_dirs, uris) if qmp_dirs or uris else configured()
+        verb(sources=sources, **others)
 
     for option in (
         click.option(
@@ -61,11 +63,34 @@ def of_sources(verb: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             envvar="MEMSHARE_QMP_DIR",
             help="Folder with a QMP socket for each guest. May be repeated. "
-            f"Default: {paths.QMP_DIR}, and this host's libvirt.",
+            f"Default: where the daemon looks by its configuration, else {paths.QMP_DIR} and this host's libvirt.",
         ),
     ):
         command = option(command)
     return command
+
+
+def configured() -> Sources:
+    """Return where the daemon looks by its configuration, or where guests usually are if there is none.
+
+    A wrong one is the daemon's matter: it is told of, and guests are looked for where they usually are.
+    """
+    path = Path(os.environ.get("MEMSHARE_CONFIG", paths.CONFIG))
+    if not path.parent.is_dir():
+        return msgspec.structs.replace(fleet.sources(), daemon=paths.DAEMON_SOCKET)
+    from memshare.config import load  # slow to import, and most verbs need nothing else of it
+
+    try:
+        config = load(path)
+    except MemshareError as error:
+        click.echo(f"warning: {error}", err=True)
+        return fleet.sources()
+    uris = config.connect
+    if uris is None:
+        uris = fleet.default_uris() if config.qmp_dirs else ()
+    return msgspec.structs.replace(
+        fleet.sources(map(Path, config.qmp_dirs), uris), daemon=Path(config.socket)
+    )
 
 
 def state_of(domain: Domain) -> str:

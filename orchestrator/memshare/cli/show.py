@@ -83,6 +83,7 @@ SECTIONS = {
         Fact("pass_age_ns", "last pass", TIME, "since the last one has ended"),
         Fact("scanned_pages", "scanned", COUNT, "pages, ever"),
         Fact("skipped_pages", "skipped", COUNT, "nobody had written to them"),
+        Fact("changed_pages", "written", COUNT, "had changed since the visit before"),
         Fact("hashed_pages", "hashed", COUNT),
         Fact("merged_pages", "merged", COUNT),
         Fact("zeroed_pages", "zeroed", COUNT),

@@ -3,6 +3,7 @@
 
 import asyncio
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 import msgspec
 
 from memshare.cli import guests, options
-from memshare.clients import procfs
+from memshare.clients import daemon, procfs
 from memshare.clients.broker import read_broker
 from memshare.clients.fleet import Sources, read_fleet
 from memshare.errors import MemshareError
@@ -19,6 +20,8 @@ from memshare.model import Broker, Domain
 from memshare.render import Format, Record, human_bytes, render_csv, render_json
 
 PAGE_BYTES = 4096
+#: How old what the daemon saw may be; it looks each second.
+FRESH_SECONDS = 5.0
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,12 +54,13 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Glance(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is shown. problem is why there is no broker."""
+    """All that is shown. problem is why there is no broker; asked is who told of the guests: they, or the daemon."""
 
     host: Host
     socket: Path
     broker: Broker | None
     problem: str
+    asked: str
     domains: Sequence[Domain]
 
     def states(self) -> dict[str, int]:
@@ -104,6 +108,24 @@ def read_host() -> Host:
     )
 
 
+async def ask_daemon(socket: Path) -> list[Domain] | None:
+    """Return the guests as the daemon has just seen them; None where none runs, or it does not see them now."""
+    try:
+        view = (await daemon.ask(socket, "view"))["view"]
+        if abs(time.time() - view["taken_seconds"]) > FRESH_SECONDS:
+            return None
+        return msgspec.convert(view["domains"], list[Domain])
+    except (MemshareError, msgspec.ValidationError, KeyError, TypeError):
+        return None  # of another version, or not for us: the guests themselves know
+
+
+async def read_guests(sources: Sources) -> tuple[str, list[Domain]]:
+    """Return who was asked, and the guests."""
+    if sources.daemon and (seen := await ask_daemon(sources.daemon)) is not None:
+        return "daemon", seen
+    return "guests", await read_fleet(sources)
+
+
 async def look(sources: Sources, socket: Path) -> Glance:
     """Ask everybody at once. A broker that does not answer is a fact like others."""
 
@@ -115,10 +137,16 @@ async def look(sources: Sources, socket: Path) -> Glance:
 
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(ask_broker())
-        fleet = group.create_task(read_fleet(sources))
+        fleet = group.create_task(read_guests(sources))
     broker, problem = asked.result()
+    who, domains = fleet.result()
     return Glance(
-        host=read_host(), socket=socket, broker=broker, problem=problem, domains=fleet.result()
+        host=read_host(),
+        socket=socket,
+        broker=broker,
+        problem=problem,
+        asked=who,
+        domains=domains,
     )
 
 
@@ -146,7 +174,11 @@ def document(glance: Glance) -> dict[str, object]:
             "pid": broker.pid if broker else None,
             "problem": glance.problem,
         },
-        "guests": {"count": len(glance.domains), "states": glance.states()},
+        "guests": {
+            "count": len(glance.domains),
+            "states": glance.states(),
+            "asked": glance.asked,
+        },
         "totals": msgspec.to_builtins(glance.totals()),
         "groups": msgspec.to_builtins(glance.groups()),
         "domains": [guests.record(domain) for domain in glance.domains],
@@ -191,6 +223,9 @@ def command(sources: Sources, broker: Path, form: str) -> None:
 
     What is saved is net: zero pages and contents, less what sharing itself costs. `memshare list` has a
     line for each guest. When there are guests and none answers the exit code is 3.
+
+    Where the daemon runs it tells what it saw within the last second; else, or with --qmp-dir or --connect, each guest
+    is asked.
 
     \b
     memshare status

@@ -17,7 +17,7 @@ from memshare.cli import guests, options
 from memshare.cli.board import HELP, Board
 from memshare.clients.fleet import Sources, read_fleet
 from memshare.errors import UnreachableError, UsageError
-from memshare.rates import Look, Rates
+from memshare.growth import Look, Rates
 from memshare.render import Format, render_csv, render_json, table_of
 
 if TYPE_CHECKING:

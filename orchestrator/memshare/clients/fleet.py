@@ -17,10 +17,11 @@ LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqem
 
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to look for guests."""
+    """Where to look for guests. daemon is the socket of one that watches all of them, if it runs."""
 
     qmp_dirs: tuple[Path, ...]
     uris: tuple[str, ...]
+    daemon: Path | None = None
 
     def __str__(self) -> str:
         """Return them as a person would list them."""
@@ -40,7 +41,7 @@ def sources(qmp_dirs: Iterable[Path] = (), uris: Iterable[str] = ()) -> Sources:
 def default_uris() -> tuple[str, ...]:
     """Return this host's libvirt, if it listens and its Python binding is installed."""
     listens = any(path.exists() for path in LIBVIRT_SOCKETS)
-    return ("qemu:///system",) if listens and find_spec("libvirt") else ()
+    return (paths.LIBVIRT_URI,) if listens and find_spec("libvirt") else ()
 
 
 async def read_fleet(where: Sources) -> list[Domain]:
@@ -62,17 +63,21 @@ async def _read_libvirt(uri: str) -> list[Domain]:
         return await hypervisor.domains(host_group="default")
 
 
+def is_same(one: Domain, other: Domain) -> bool:
+    """Whether two sources tell of one guest: by UUID, or by name where a QEMU on a bare socket was given none."""
+    if one.uuid and other.uuid:
+        return one.uuid == other.uuid
+    return one.name == other.name and bool(one.uuid or other.uuid)
+
+
 def each_once(managed: Sequence[Domain], bare: Sequence[Domain]) -> list[Domain]:
     """Return libvirt's guests, and those of folders that are not one of them.
 
-    The same UUID is the same guest; where a QEMU has none, the same name. libvirt knows more about a guest,
-    but its own monitor may answer where libvirt did not.
+    libvirt knows more about a guest, but its own monitor may answer where libvirt did not.
     """
-    by_uuid = {domain.uuid: index for index, domain in enumerate(managed)}
-    by_name = {domain.name: index for index, domain in enumerate(managed)}
     kept, others = list(managed), []
     for domain in bare:
-        index = by_uuid.get(domain.uuid) if domain.uuid else by_name.get(domain.name)
+        index = next((i for i, known in enumerate(managed) if is_same(known, domain)), None)
         if index is None:
             others.append(domain)
         elif kept[index].stats is None and domain.stats is not None:

@@ -11,6 +11,7 @@ import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from memshare.clients import procfs
 from memshare.errors import HostError
@@ -51,18 +52,35 @@ def pressure_file(cgroup: Path | None) -> Path:
     return own if own.exists() else PRESSURE
 
 
-def read_limit(cgroup: Path) -> tuple[int, int]:
-    """Return the limit of a cgroup (0: none) and what is used of it without clean page cache, in bytes."""
+class CgroupMemory(NamedTuple):
+    """What a cgroup holds, in bytes. limit 0: none. kernel None: this kernel does not tell."""
+
+    limit_bytes: int
+    total_bytes: int
+    clean_cache_bytes: int  # page cache of files that the kernel would give back first
+    kernel_bytes: int | None
+
+    @property
+    def used_bytes(self) -> int:
+        """What cannot be had back at once."""
+        return self.total_bytes - self.clean_cache_bytes
+
+
+def read_cgroup(cgroup: Path) -> CgroupMemory:
+    """Read what a cgroup holds; HostError for one that is not there."""
     try:
         stat = parse_figures((cgroup / "memory.stat").read_text().splitlines())
         if (cgroup / "memory.max").exists():
             text = (cgroup / "memory.max").read_text().strip()
             limit = 0 if text == "max" else int(text)
-            used = int((cgroup / "memory.current").read_text())
+            total = int((cgroup / "memory.current").read_text())
+            kernel = stat.get("kernel")  # Linux 5.18
             cache, unclean = CACHE_V2, UNCLEAN_V2
         else:
             limit = int((cgroup / "memory.limit_in_bytes").read_text())
-            used = int((cgroup / "memory.usage_in_bytes").read_text())
+            total = int((cgroup / "memory.usage_in_bytes").read_text())
+            of_kernel = cgroup / "memory.kmem.usage_in_bytes"
+            kernel = int(of_kernel.read_text()) if of_kernel.exists() else None
             cache, unclean = CACHE_V1, UNCLEAN_V1
     except (OSError, ValueError) as error:
         raise HostError(
@@ -70,13 +88,13 @@ def read_limit(cgroup: Path) -> tuple[int, int]:
             "name the folder of a cgroup with the memory controller, below /sys/fs/cgroup",
         ) from error
     clean = sum(stat.get(name, 0) for name in cache) - sum(stat.get(name, 0) for name in unclean)
-    return limit, used - max(0, clean)
+    return CgroupMemory(limit, total, max(0, clean), kernel)
 
 
 def read_host(cgroup: Path | None = None) -> Host:
     """Look at the host; raises HostError for a cgroup that is not there."""
     memory = procfs.meminfo()
-    limit, used = read_limit(cgroup) if cgroup else (0, 0)
+    bound = read_cgroup(cgroup) if cgroup else CgroupMemory(0, 0, 0, None)
     try:
         pressure = parse_pressure(pressure_file(cgroup).read_text().splitlines())
     except OSError:
@@ -86,8 +104,8 @@ def read_host(cgroup: Path | None = None) -> Host:
         cpus=len(os.sched_getaffinity(0)),
         total_bytes=memory["MemTotal"],
         available_bytes=memory["MemAvailable"],
-        limit_bytes=limit,
-        limit_used_bytes=used,
+        limit_bytes=bound.limit_bytes,
+        limit_used_bytes=bound.used_bytes,
         psi_some_ns=pressure.get("some", 0),
         psi_full_ns=pressure.get("full", 0),
         swapped_in_pages=vmstat.get("pswpin", 0),

@@ -5,6 +5,7 @@ Functions named `parse_*` are pure; the others read the file and call them.
 """
 
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,20 @@ class Mapping(NamedTuple):
     def length_bytes(self) -> int:
         """How many bytes of addresses it covers."""
         return self.end - self.start
+
+    @property
+    def file(self) -> tuple[str, int]:
+        """Which file it maps: device and inode."""
+        return self.device, self.inode
+
+
+class FileMappings(NamedTuple):
+    """All mappings of files that a process has, kept as columns: there may be tens of thousands."""
+
+    starts: list[int]
+    ends: list[int]
+    files: list[tuple[str, int]]  # as `Mapping.file`
+    paths: list[str]
 
 
 def parse_mapping(line: str) -> Mapping:
@@ -85,10 +100,29 @@ def parse_slabinfo(lines: Iterable[str]) -> dict[str, int]:
     return values
 
 
+FILE_MAPPING = re.compile(r"^(\w+)-(\w+) \S+ \w+ (\S+) ([1-9]\d*) *(.*)$", re.MULTILINE)
+
+
+def parse_file_mappings(text: str) -> FileMappings:
+    """Parse /proc/PID/maps, in a quarter of the time that a `Mapping` for each line takes."""
+    found = FILE_MAPPING.findall(text)
+    return FileMappings(
+        starts=[int(line[0], 16) for line in found],
+        ends=[int(line[1], 16) for line in found],
+        files=[(line[2], int(line[3])) for line in found],
+        paths=[line[4] for line in found],
+    )
+
+
 def mappings(pid: int) -> list[Mapping]:
     """All mappings of a process."""
     with (PROC / str(pid) / "maps").open() as file:
         return [parse_mapping(line) for line in file]
+
+
+def file_mappings(pid: int) -> FileMappings:
+    """All mappings of files that a process has."""
+    return parse_file_mappings((PROC / str(pid) / "maps").read_text())
 
 
 def smaps(pid: int) -> list[tuple[Mapping, dict[str, int]]]:
@@ -124,10 +158,11 @@ def threads(pid: int) -> int:
     return len(os.listdir(PROC / str(pid) / "task"))
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time that a process used, with all its threads."""
+def cpu_seconds(pid: int, *, with_children: bool = False) -> float:
+    """User and system time that a process used, with all its threads, and with children that it has waited for."""
     fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ticks = sum(int(field) for field in fields[11 : 15 if with_children else 13])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def cpu_ns(pid: int) -> int:
@@ -148,7 +183,7 @@ def thread_cpu_ns(pid: int, thread: int) -> int:
     return int((PROC / str(pid) / "task" / str(thread) / "schedstat").read_text().split()[0])
 
 
-def allocated_bytes(pid: int, mapping: Mapping) -> int:
+def allocated_bytes(pid: int, start: int, end: int) -> int:
     """Bytes that the file behind a mapping holds, whether any page table shows them or not."""
-    link = PROC / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
+    link = PROC / str(pid) / "map_files" / f"{start:x}-{end:x}"
     return os.stat(link).st_blocks * 512

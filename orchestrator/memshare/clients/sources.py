@@ -11,15 +11,15 @@ from typing import NoReturn
 
 import msgspec
 
+from memshare import paths
 from memshare.clients.admission import LIBVIRT_RUN, Announcement, find_cgroup, find_pid
-from memshare.clients.fleet import default_uris
+from memshare.clients.fleet import default_uris, is_same
 from memshare.clients.monitor import Monitor
-from memshare.clients.qmp import name_of, open_monitor, reason, server_of
+from memshare.clients.qmp import identify, name_of, open_monitor, reason, server_of
 from memshare.config import Config
 from memshare.errors import MemshareError, UnreachableError, UsageError
 from memshare.model import Domain
 
-LIBVIRT_URI = "qemu:///system"
 LOOK_SECONDS = 1.0
 NAME_SECONDS = 1.0  # a guest that does not tell its name by then has that of its socket for now
 
@@ -27,8 +27,9 @@ NAME_SECONDS = 1.0  # a guest that does not tell its name by then has that of it
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """A guest that runs, without figures, and how to reach its monitor.
 
-    process tells one start of it from the next. pid is that of its QEMU; None where that is unknown, or on another host. announcement is what the broker is to be told; None for a guest that
-    belongs to no group, or whose host is another one.
+    process tells one start of it from the next. pid is that of its QEMU; None where that is unknown, or on another
+    host. announcement is what the broker is to be told; None for a guest that belongs to no group, or whose host is
+    another one.
     """
 
     domain: Domain
@@ -64,7 +65,7 @@ class SocketFolder(Source):
         """Nothing is asked yet."""
         super().__init__(str(folder))
         self._folder = folder
-        self._names: dict[tuple[str, int], str] = {}
+        self._known: dict[tuple[str, int], Domain] = {}
 
     def _sockets(self) -> dict[tuple[str, int], Path]:
         try:
@@ -83,28 +84,35 @@ class SocketFolder(Source):
         found = self._sockets()
         servers = {key: server_of(path) for key, path in found.items()}
         sockets = {key: path for key, path in found.items() if servers[key] is not None}
-        self._names = {key: name for key, name in self._names.items() if key in sockets}
+        self._known = {key: known for key, known in self._known.items() if key in sockets}
         async with asyncio.TaskGroup() as group:
             for key, socket in sockets.items():
-                if key not in self._names:
+                if key not in self._known:
                     group.create_task(self._learn(key, socket))
-        told = {key: self._names.get(key, name_of(socket)) for key, socket in sockets.items()}
+        told = {key: self._known.get(key, self._unknown(path)) for key, path in sockets.items()}
+        names = _distinct({key: domain.name for key, domain in told.items()})
         return [
             Found(
-                domain=Domain(name=name, source=self.name),
+                domain=msgspec.structs.replace(told[key], name=name),
                 process=f"{sockets[key]}:{key[1]}",
                 pid=servers[key] or None,
                 monitor=_opener(sockets[key]),
             )
-            for key, name in _distinct(told).items()
+            for key, name in names.items()
         ]
 
     async def _learn(self, key: tuple[str, int], socket: Path) -> None:
         try:
             async with open_monitor(socket, NAME_SECONDS) as monitor:
-                self._names[key] = await monitor.name()
+                who = await identify(monitor, unknown := self._unknown(socket))
         except MemshareError:
             return  # asked again next time
+        if who is not unknown:
+            self._known[key] = who
+
+    def _unknown(self, socket: Path) -> Domain:
+        """Return the guest at a socket that has not told who it is."""
+        return Domain(name=name_of(socket), source=self.name)
 
     async def watch(self, on_change: Callable[[str], None]) -> NoReturn:
         """Look at the folder again and again: nothing in it says who comes and goes."""
@@ -158,7 +166,7 @@ class Libvirt(Source):
         self._host_group = host_group
         self._run = run
         # Another host's guests are that host's broker's; a session's share one cgroup.
-        self._is_local = uri.partition("?")[0] in ("qemu:///system", "qemu+unix:///system")
+        self._is_local = uri.partition("?")[0] in (paths.LIBVIRT_URI, "qemu+unix:///system")
 
     async def close(self) -> None:
         """End its connections."""
@@ -209,7 +217,9 @@ def sources_of(config: Config) -> list[Source]:
     uris = config.connect
     if uris is None:
         # Where there is nothing else it is waited for.
-        uris = default_uris() if config.qmp_dirs or not find_spec("libvirt") else (LIBVIRT_URI,)
+        uris = (
+            default_uris() if config.qmp_dirs or not find_spec("libvirt") else (paths.LIBVIRT_URI,)
+        )
     run = Path(config.libvirt_run_dir)
     sources: list[Source] = [Libvirt(uri, config.group, run) for uri in uris]
     sources += [SocketFolder(Path(folder)) for folder in config.qmp_dirs]
@@ -229,11 +239,12 @@ def union(lists: Iterable[Iterable[Found]]) -> list[Found]:
     """
     result: dict[str, Found] = {}
     for found in lists:
+        elsewhere = [guest.domain for guest in result.values()]
         for guest in found:
-            name, other = guest.domain.name, result.get(guest.domain.name)
-            if other is not None:
-                if other.domain.uuid and not guest.domain.uuid:
-                    continue
+            if any(is_same(other, guest.domain) for other in elsewhere):
+                continue
+            name = guest.domain.name
+            if name in result:
                 name = f"{name}@{guest.domain.source}"
                 domain = msgspec.structs.replace(guest.domain, name=name)
                 guest = msgspec.structs.replace(guest, domain=domain)

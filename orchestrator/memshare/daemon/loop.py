@@ -122,9 +122,8 @@ class Loop:
     async def _ask(self, watchers: dict[str, Watcher]) -> None:
         """Have all guests asked, and wait for those that answer soon."""
         guard = self._state.policy.guard
-        wants_balloon = self._config.guard.balloon and (
-            guard.step > Step.CALM or bool(guard.ballooned)
-        )
+        may_inflate = self._config.guard.balloon and guard.step > Step.CALM
+        wants_balloon = may_inflate or bool(guard.ballooned)
         now = list(watchers.values())
         for watcher in now:
             watcher.wants_balloon = wants_balloon
@@ -179,6 +178,7 @@ class Loop:
                 for name, watcher in self._inventory.watchers.items()
                 if watcher.stats is not None
             ),
+            may_inflate=self._config.guard.balloon,
         )
 
     def _keep_mode(self, watcher: Watcher, hold: Hold | None) -> None:

@@ -293,6 +293,13 @@ METRICS = (
         "`pages_skipped`",
     ),
     Metric(
+        "memshare_domain_changed_pages_total",
+        Kind.COUNTER,
+        DOMAIN,
+        _stats(lambda stats: stats.changed_pages),
+        "Pages visited or passed over that had changed since the visit before.",
+    ),
+    Metric(
         "memshare_domain_hashed_pages_total",
         Kind.COUNTER,
         DOMAIN,

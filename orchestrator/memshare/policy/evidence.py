@@ -15,6 +15,10 @@ the megabytes that the scan went through last; passes quicker than pass_seconds 
 guest would be judged by one second. By time, because a barren guest is visited seldom: however old
 the proof against it is, what is found now soon weighs as much. Where nothing is scanned both fade alike, and
 the yield stays what it was.
+
+What is known of a guest is of no use once its memory has changed. It has where much of what is visited turns out to
+be written to, and suddenly: where a guest is only visited less often than before, that part grows over a
+pass, and a mean over some looks keeps up. Such a guest is new again, and need not wait for its few visits to prove it fertile.
 """
 
 import math
@@ -30,6 +34,10 @@ COST_HALF_SECONDS = 10.0
 COST_MIN_NS = 2.0
 DOUBT_NS = 500_000.0  # what hashing a block costs, about
 PROOF_RATIO = 1 / 16  # of a pass: less than that was visited, and nothing is known
+NEWS_PAGES = 256  # visited since the last look: fewer tell nothing
+NEWS_RATIO = 1 / 4  # of them changed, beyond NEWS_TIMES the part that did so far
+NEWS_TIMES = 2.0
+NEWS_SECONDS = 10.0  # half of that part is of so long ago
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -45,9 +53,11 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     spent_cpu_ns: float = 0.0
     visited_passes: float = 0.0
     broken_pages: float = 0.0
+    changed_ratio: float | None = None  # of what is visited, of late
     watched_ns: float = 0.0
     page_cost_ns: float = COST_DEFAULT_NS
     is_proven: bool = False
+    new_until_passes: int = 0  # since its memory has changed
 
     @property
     def yield_bytes(self) -> float:
@@ -76,6 +86,7 @@ def observe(guest: Guest, before: Evidence | None, config: Config) -> Evidence:
         for name in (
             "paid_pages",
             "passes",
+            "changed_pages",
             "scan_cpu_ns",
             "merged_pages",
             "zeroed_pages",
@@ -103,7 +114,19 @@ def observe(guest: Guest, before: Evidence | None, config: Config) -> Evidence:
     )
     broken = before.broken_pages * fade + broken_pages
     watched_ns = before.watched_ns * fade + elapsed_ns
-    is_new = now.passes < config.new_passes
+    new_until_passes = max(config.new_passes, before.new_until_passes)
+    looked_pages = now.scanned_pages + now.skipped_pages - last.scanned_pages - last.skipped_pages
+    changed_ratio = before.changed_ratio
+    if looked_pages >= NEWS_PAGES:
+        changed_ratio = (now.changed_pages - last.changed_pages) / looked_pages
+    if (
+        now.passes >= new_until_passes
+        and before.changed_ratio is not None
+        and changed_ratio is not None
+        and changed_ratio > NEWS_RATIO + NEWS_TIMES * before.changed_ratio
+    ):
+        new_until_passes = now.passes + config.new_passes
+    is_new = now.passes < new_until_passes
     visited = 0.0 if is_new else before.visited_passes * fade + visited_passes
     shared_pages = now.shared_pages + now.zero_pages
     leaving_pages = broken * 1e9 / watched_ns * config.keep_seconds
@@ -116,10 +139,18 @@ def observe(guest: Guest, before: Evidence | None, config: Config) -> Evidence:
         spent_cpu_ns=0.0 if is_new else before.spent_cpu_ns * fade + cpu_ns,
         visited_passes=visited,
         broken_pages=broken,
+        changed_ratio=_mean(before.changed_ratio, changed_ratio, elapsed_ns),
         watched_ns=watched_ns,
         page_cost_ns=_cost(before.page_cost_ns, scanned_pages, cpu_ns, elapsed_ns),
         is_proven=not is_new and (before.is_proven or visited >= PROOF_RATIO),
+        new_until_passes=new_until_passes,
     )
+
+
+def _mean(before: float | None, seen: float | None, elapsed_ns: int) -> float | None:
+    if before is None or seen is None:
+        return seen
+    return seen + (before - seen) * math.exp2(-elapsed_ns / (NEWS_SECONDS * 1e9))
 
 
 def _cost(before_ns: float, scanned_pages: int, cpu_ns: int, elapsed_ns: int) -> float:

@@ -111,11 +111,16 @@ def watch(
         guard = msgspec.structs.replace(
             guard, step=step, since_ns=now_ns, headroom_bytes=headroom, calm_since_ns=None
         )
-    if step >= Step.BALLOON:
+    if not snapshot.may_inflate:
+        balloons, guard = _deflate(snapshot, math.inf, "balloons are to be left alone", guard)
+        actions += balloons
+    elif step >= Step.BALLOON:
         balloons, guard = _inflate(snapshot, reserve - headroom, guard, config)
         actions += balloons
     elif before.ballooned and is_calm and step == before.step:
-        balloons, guard = _deflate(snapshot, headroom - CALM_RATIO * reserve, guard)
+        spare_bytes = (headroom - CALM_RATIO * reserve) / 2
+        balloons, guard = _deflate(snapshot, spare_bytes, "memory is free again", guard)
+        guard = msgspec.structs.replace(guard, calm_since_ns=None)
         actions += balloons
     is_due = guard.hook_ns is None or now_ns - guard.hook_ns >= config.hook_seconds * 1e9
     if step is Step.HOOK and headroom < reserve and is_due:
@@ -193,8 +198,10 @@ def _inflate(
     return actions, msgspec.structs.replace(guard, ballooned=ballooned, asked=asked)
 
 
-def _deflate(snapshot: Snapshot, spare_bytes: float, guard: Guard) -> tuple[list[Action], Guard]:
-    """Give back half of what is spare, to each in proportion to what was taken from it."""
+def _deflate(
+    snapshot: Snapshot, spare_bytes: float, why: str, guard: Guard
+) -> tuple[list[Action], Guard]:
+    """Give back so much at most, to each in proportion to what was taken from it."""
     taken = {
         guest.domain: (guest.balloon_bytes, guard.ballooned[guest.domain] - guest.balloon_bytes)
         for guest in snapshot.guests
@@ -211,13 +218,12 @@ def _deflate(snapshot: Snapshot, spare_bytes: float, guard: Guard) -> tuple[list
             if domain in taken or domain not in told
         },
         asked={},
-        calm_since_ns=None,
     )
     total_bytes = sum(lacking for _, lacking in taken.values())
     actions: list[Action] = []
     for domain, (now_bytes, lacking) in taken.items():
-        given_bytes = int(lacking * min(1.0, spare_bytes / 2 / total_bytes))
-        reason = f"memory is free again: {human_bytes(given_bytes)} of what was taken"
+        given_bytes = int(lacking * min(1.0, spare_bytes / total_bytes))
+        reason = f"{why}: {human_bytes(given_bytes)} of what was taken"
         target_bytes = now_bytes + given_bytes
         actions.append(Balloon(domain=domain, target_bytes=target_bytes, reason=reason))
     return actions, guard

@@ -20,6 +20,7 @@ worth_bytes, from which it deserves full speed.
 - A *barren* guest falls to a claim of probe_ratio, never to nothing, so that it is found when it turns fertile: its
   value then grows with each visit and its visits with its value. While CPU is left it is visited each
   probe_seconds: passing by what nobody wrote to costs next to nothing.
+  One whose memory has visibly changed is new again.
 - A guest that *has merged everything* is barren for now and costs as little. So the total falls by itself as
   a host converges, without anybody deciding that it has: the ceiling falls with the value. Urgency
   lifts ceilings, the fertile guests' first. At full urgency everyone may go as fast as makes sense, and the
@@ -94,7 +95,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             return "0 pages/s: paused by the operator"
         often = f"a pass in {self.pass_seconds:.0f} s" if self.pages else "no passes"
         if self.is_new:
-            merit = "new, so it counts as fertile until it was visited twice"
+            merit = "new, or changed as a whole, so it counts as fertile until it was visited twice"
         else:
             merit = (
                 f"it keeps {human_bytes(int(self.yield_bytes))} per CPU second, "

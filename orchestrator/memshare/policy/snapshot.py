@@ -70,8 +70,10 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """One look. taken_ns is of a clock that never goes back, the same as the guests'."""
+    """One look. taken_ns is of a clock that never goes back, the same as the guests'. may_inflate: whether the
+    operator lets balloons take memory; what they took before is given back in any case."""
 
     taken_ns: int
     host: Host
     guests: tuple[Guest, ...] = ()
+    may_inflate: bool = True

@@ -8,6 +8,7 @@ level for all others and nothing else. The level is exact, so the result depends
 and is monotone in the amount.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,10 +36,22 @@ def level(amount: float, claims: Sequence[Claim]) -> float:
     at = slope = 0.0
     for bend, change in bends:
         if slope > 0 and total + slope * (bend - at) > amount:
-            return at + (amount - total) / slope
+            return _between(at, bend, amount, claims)
         total += max(0.0, slope) * (bend - at)
         at, slope = bend, slope + change
     return float("inf")
+
+
+def _between(low: float, high: float, amount: float, claims: Sequence[Claim]) -> float:
+    """Return the level between two neighbouring bends. Sums anew: what was added up on the way there is rounded, and
+    a small claim is lost in the sum of large ones that came and went."""
+    total = math.fsum(part(one, low) for one in claims)
+    slope = math.fsum(
+        one.claim
+        for one in claims
+        if one.floor / one.claim <= low < one.ceiling / one.claim and one.ceiling > one.floor
+    )
+    return min(high, max(low, low + (amount - total) / slope)) if slope else low
 
 
 def part(one: Claim, at: float) -> float:

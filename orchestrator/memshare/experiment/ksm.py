@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel's KSM as an engine: as it comes, at full speed, with its advisor, and steered by Debian's ksmtuned.
+
+Its knobs are the host's: they are what they were when the run has ended. ksmd's work is in nobody's cgroup, nor is
+the memory that it keeps about pages: what a cgroup holds is to KSM's advantage by that much.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from memshare.bench.machine import spawn
+from memshare.clients import ksm, procfs
+from memshare.errors import HostError
+from memshare.experiment.engine import Engine, Figures, Lab
+from memshare.experiment.leavings import KSMTUNED_PID
+from memshare.experiment.plan import EngineKind
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+#: The kernel's defaults, whatever this host has been set to.
+KERNEL_KNOBS = {
+    "advisor_mode": "none",
+    "pages_to_scan": "100",
+    "sleep_millisecs": "20",
+    "use_zero_pages": "0",
+    "smart_scan": "1",
+}
+#: With use_zero_pages ksmd frees the same for less CPU where there are many zeros: a rival at its best.
+KNOBS: dict[EngineKind, Mapping[str, str]] = {
+    EngineKind.KSM_DEFAULT: KERNEL_KNOBS,
+    EngineKind.KSM_FULL: KERNEL_KNOBS
+    | {"pages_to_scan": "100000", "sleep_millisecs": "0", "use_zero_pages": "1"},
+    EngineKind.KSM_ADVISOR: KERNEL_KNOBS | {"advisor_mode": "scan-time", "use_zero_pages": "1"},
+    EngineKind.KSMTUNED: KERNEL_KNOBS,
+}
+KSMTUNED = Path(os.environ.get("MEMSHARE_KSMTUNED", "/usr/sbin/ksmtuned"))
+#: ksmtuned reckons with processes whose command line says so; this is a note in the guest's firmware, and means nothing.
+SEEN_BY_KSMTUNED = ["-smbios", "type=11,value=-enable-kvm"]
+
+
+class Before(NamedTuple):
+    """Counters of the host when the run began."""
+
+    cpu_ns: int
+    scanned_pages: int | None
+    full_scans: int
+
+
+class Ksm(Engine):
+    """ksmd, with knobs."""
+
+    def __init__(self, lab: Lab, kind: EngineKind) -> None:
+        """Touch nothing yet."""
+        super().__init__(lab)
+        self._knobs = KNOBS[kind]
+        self._before = Before(0, None, 0)
+        self._pid = 0
+
+    async def open(self) -> None:
+        """Have KSM alone, and set its knobs."""
+        self._stack.enter_context(ksm.preserved())
+        ksm.refuse_other_marks()
+        self._pid = ksm.ksmd_pid()
+        ksm.write_knobs({"run": ksm.RUN_UNMERGE})
+        known = ksm.read_knobs().keys()
+        knobs = {name: value for name, value in self._knobs.items() if name in known}
+        if missing := {name for name in ("advisor_mode",) if self._knobs[name] != "none"} - known:
+            raise HostError(f"this kernel's KSM has no {', '.join(missing)}", "Linux 6.8 has it")
+        ksm.write_knobs({**knobs, "run": ksm.RUN_STOP})
+        counters = ksm.read_counters()
+        self._before = Before(procfs.cpu_ns(self._pid), counters.pages_scanned, counters.full_scans)
+
+    async def start(self) -> None:
+        """Let ksmd run."""
+        ksm.write_knobs({"run": ksm.RUN_MERGE})
+
+    async def figures(self) -> Figures:
+        """Read its counters."""
+        now = ksm.read_counters()
+        scanned = None
+        if now.pages_scanned is not None and self._before.scanned_pages is not None:
+            scanned = now.pages_scanned - self._before.scanned_pages
+        return Figures(
+            scan_cpu_seconds=(procfs.cpu_ns(self._pid) - self._before.cpu_ns) / 1e9,
+            saved_zero_bytes=now.zero_pages * PAGE_BYTES,
+            saved_content_bytes=now.pages_sharing * PAGE_BYTES,
+            scanned_pages=scanned,
+        )
+
+    async def rounds(self) -> int | None:
+        """Full scans so far."""
+        return ksm.read_counters().full_scans - self._before.full_scans
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Have ksmd rest: the kernel returns from `run` when it does."""
+        before = ksm.read_knobs()["run"]
+        await asyncio.to_thread(ksm.write_knobs, {"run": ksm.RUN_STOP})
+        try:
+            yield
+        finally:
+            ksm.write_knobs({"run": before})
+
+
+class Ksmtuned(Ksm):
+    """ksmd, steered by the script of Debian's package ksmtuned with its configuration."""
+
+    def __init__(self, lab: Lab, kind: EngineKind) -> None:
+        """Touch nothing yet."""
+        super().__init__(lab, kind)
+        self._script = 0  # its process group
+        self._loop = 0
+
+    def arguments(self, name: str) -> list[str]:
+        """Let the script see that guest."""
+        return [*super().arguments(name), *SEEN_BY_KSMTUNED]
+
+    async def open(self) -> None:
+        """Look for the script."""
+        if not KSMTUNED.exists():
+            raise HostError(
+                f"{KSMTUNED}: not there",
+                "apt-get install ksmtuned; of a package that is only unpacked, MEMSHARE_KSMTUNED names the script",
+            )
+        await super().open()
+
+    async def start(self) -> None:
+        """Run the script: it leaves a loop behind that starts and stops ksmd."""
+        pid_file = self.lab.folder / KSMTUNED_PID
+        log = self.lab.folder / "ksmtuned.log"
+        process = await spawn(log, "env", f"PIDFILE={pid_file}", "bash", str(KSMTUNED))
+        self._script = process.pid
+        self._stack.callback(self._end)
+        await process.wait()
+        try:
+            self._loop = int(pid_file.read_text())
+        except (OSError, ValueError) as error:
+            words = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise HostError(f"{KSMTUNED} did not start: {' '.join(words) or error}") from error
+
+    async def figures(self) -> Figures:
+        """Add what the script has used, with all programs that it ran."""
+        figures = await super().figures()
+        if not self._loop:
+            return figures
+        try:
+            of_script = procfs.cpu_seconds(self._loop, with_children=True)
+        except OSError as error:
+            raise HostError(f"{KSMTUNED} has ended") from error
+        return figures._replace(scan_cpu_seconds=figures.scan_cpu_seconds + of_script)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Stop the script too, so that it does not let ksmd run."""
+        self._signal(signal.SIGSTOP)
+        try:
+            async with super().held():
+                yield
+        finally:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        """Tell all processes of the script, which has a session of its own."""
+        if self._script:
+            with suppress(ProcessLookupError):
+                os.killpg(self._script, number)
+
+    def _end(self) -> None:
+        self._signal(signal.SIGKILL)
