@@ -159,6 +159,11 @@ class KsmStats(msgspec.Struct, frozen=True, kw_only=True):
     rmap_items: int
     profit_bytes: int
 
+    @property
+    def unshare_pages(self) -> int:
+        """How many pages come into use if the process writes to all that was merged."""
+        return self.merging_pages + self.zero_pages
+
 
 class KsmView(msgspec.Struct, frozen=True, kw_only=True):
     """The kernel's KSM at the last look, and what is made of it. guests are those that it scans, by name.

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
+from memshare.clients import ksm
 from memshare.clients.admission import reconcile
 from memshare.clients.holds import Hold, Verb, hold, release
 from memshare.clients.monitor import Monitor
@@ -23,7 +25,7 @@ from memshare.daemon.socket import CLIENTS_MAX, Answerer, serving
 from memshare.daemon.state import FILE, State, load, save
 from memshare.daemon.watcher import Watcher
 from memshare.errors import MemshareError, UnreachableError
-from memshare.model import Domain
+from memshare.model import Domain, KsmStats
 from memshare.policy import RunHook
 from memshare.policy import State as PolicyState
 from memshare.policy.guard import Guard
@@ -173,6 +175,26 @@ async def test_a_guest_that_the_daemon_has_drained_goes_back_to_what_it_shared(
         monitor.figures["mode"] = "zero"
         await looks.look()
     assert [value for name, value in monitor.done if name == "mode"] == ["off", "zero"]
+
+
+async def test_what_the_kernel_merged_of_any_guest_is_at_stake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {7: KsmStats(merging_pages=20, zero_pages=3, rmap_items=40, profit_bytes=1)}
+    monkeypatch.setattr(ksm, "read_stat", figures.get)
+    silent = FakeMonitor()
+    silent.wrong["stats"] = MemshareError("no plugin")
+    guests = [
+        msgspec.structs.replace(silent.found("merged"), pid=7),
+        msgspec.structs.replace(FakeMonitor().found("ended"), pid=8),
+        FakeMonitor().found("elsewhere"),
+    ]
+    looks = Looks(Config(state_dir=str(tmp_path)), Fixed(*guests))
+    async with looks.running():
+        await looks.look(lambda: looks.loop.view is not None)
+    assert looks.loop.view is not None
+    assert looks.loop.view.snapshot.merged_bytes == {"merged": 23 * 4096}
+    assert looks.loop.view.decision.stake.largest_domain == "merged"
 
 
 async def test_what_was_taken_is_forgotten_with_the_guest_and_not_before(tmp_path: Path) -> None:

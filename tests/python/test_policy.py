@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -54,9 +55,20 @@ def guest(
     )
 
 
-def look(seconds: float, headroom_bytes: int, *guests: Guest, **figures: Any) -> Snapshot:
+def look(
+    seconds: float,
+    headroom_bytes: int,
+    *guests: Guest,
+    merged_bytes: Mapping[str, int] | None = None,
+    **figures: Any,
+) -> Snapshot:
     host = {"cpus": 4.0, "total_bytes": 16 * GIB, "available_bytes": headroom_bytes, **figures}
-    return Snapshot(taken_ns=int(seconds * SECOND_NS), host=Host(**host), guests=guests)
+    return Snapshot(
+        taken_ns=int(seconds * SECOND_NS),
+        host=Host(**host),
+        guests=guests,
+        merged_bytes=merged_bytes or {},
+    )
 
 
 def after(*looks: Snapshot, state: State | None = None) -> Decision:
@@ -248,6 +260,14 @@ def test_reserve_follows_the_largest_guest() -> None:
     at_stake = after(look(0, 12 * GIB, sharing("a", GIB), sharing("b", 3 * GIB))).stake
     assert at_stake.unshare_bytes == 4 * GIB
     assert (at_stake.largest_domain, at_stake.reserve_bytes) == ("b", 3 * GIB)
+
+
+def test_reserve_follows_what_the_kernel_merged_too() -> None:
+    merged = {"a": 3 * GIB, "no-plugin": GIB}
+    seen = look(0, 12 * GIB, sharing("a", GIB), sharing("b", 3 * GIB), merged_bytes=merged)
+    at_stake = after(seen).stake
+    assert at_stake.unshare_bytes == 8 * GIB
+    assert (at_stake.largest_domain, at_stake.reserve_bytes) == ("a", 4 * GIB)
 
 
 def test_reserve_follows_breaks_up_to_all_that_is_shared() -> None:

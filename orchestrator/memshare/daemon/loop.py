@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from memshare.clients import ksm
 from memshare.clients.holds import Hold, Holds, Verb, read_holds
 from memshare.clients.host import read_host
 from memshare.config import Config
@@ -39,6 +40,7 @@ from memshare.policy import (
     glance,
 )
 from memshare.policy.decision import HOST_SECONDS
+from memshare.policy.snapshot import PAGE_BYTES
 
 log = structlog.get_logger()
 
@@ -178,6 +180,12 @@ class Loop:
                 for name, watcher in self._inventory.watchers.items()
                 if watcher.stats is not None
             ),
+            # Whoever has ksmd run: a guest with the plugin may have been merged before it had it.
+            merged_bytes={
+                name: stats.unshare_pages * PAGE_BYTES
+                for name, watcher in self._inventory.watchers.items()
+                if watcher.found.pid and (stats := ksm.read_stat(watcher.found.pid))
+            },
             may_inflate=self._config.guard.balloon,
         )
 

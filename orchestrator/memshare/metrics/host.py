@@ -128,7 +128,7 @@ METRICS = (
         Kind.GAUGE,
         (),
         _value(lambda view: view.decision.stake.unshare_bytes),
-        "The worst case: what comes into use if all guests write to all that they share.",
+        "The worst case: what comes into use if all guests write to all that they share, here or in the kernel's KSM.",
         "`pages_sharing` + `ksm_zero_pages`",
     ),
     Metric(

@@ -53,7 +53,7 @@ def fits(
         if like.domain in state.evidence:
             break_bytes = state.evidence[like.domain].break_bytes * scale
     start_bytes = count * (private_bytes + shared_bytes)
-    now = stake(snapshot.guests, state.evidence, host.capacity_bytes, config)
+    now = stake(snapshot, state.evidence, config)
     wanted = (
         config.reserve_guests * max(now.largest_bytes, shared_bytes)
         + (now.break_bytes + count * break_bytes) * config.react_seconds

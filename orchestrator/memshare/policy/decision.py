@@ -61,7 +61,7 @@ def decide(snapshot: Snapshot, state: State, config: Config) -> Decision:
         guest.domain: observe(guest, state.evidence.get(guest.domain), config)
         for guest in snapshot.guests
     }
-    at_stake = stake(snapshot.guests, evidence, host.capacity_bytes, config)
+    at_stake = stake(snapshot, evidence, config)
     pressure = assess(snapshot.taken_ns, host, state.pressure, at_stake.reserve_bytes, config)
     wanted = rates(snapshot, evidence, pressure, config)
     in_force = {guest.domain: _in_force(guest, state.asked) for guest in snapshot.guests}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard: keeps enough memory free for what sharing has promised twice.
 
-    at stake = (shared + zero pages) * 4 KiB                    per guest, all in use again if it writes
+    at stake = (shared + zero pages) * 4 KiB + what the kernel's KSM merged
+                                                                per guest, all in use again if it writes
     reserve  = reserve_guests * largest at stake  +  breaks a second * react_seconds
                at most all that is at stake, at least reserve_ratio of the memory
 
@@ -25,14 +26,14 @@ warns of the danger, and no deployed page sharing reserves for it.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
 from memshare.policy.actions import Action, Balloon, ChangeStep, RunHook, Step
 from memshare.policy.config import Config
 from memshare.policy.evidence import Evidence
-from memshare.policy.snapshot import Guest, Snapshot
+from memshare.policy.snapshot import Snapshot
 from memshare.render import human_bytes
 
 CALM_RATIO = 1.25  # of the reserve
@@ -65,21 +66,20 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
     asked: Mapping[str, int] = msgspec.field(default_factory=dict)
 
 
-def stake(
-    guests: Iterable[Guest], evidence: Mapping[str, Evidence], capacity_bytes: int, config: Config
-) -> Stake:
+def stake(snapshot: Snapshot, evidence: Mapping[str, Evidence], config: Config) -> Stake:
     """Return what is at stake on a host."""
-    total = largest = 0
-    largest_domain = ""
+    unshare = dict(snapshot.merged_bytes)  # by domain
     breaks = 0.0
-    for guest in guests:
-        unshare = guest.unshare_bytes
-        total += unshare
-        if unshare > largest:
-            largest, largest_domain = unshare, guest.domain
+    for guest in snapshot.guests:
+        unshare[guest.domain] = unshare.get(guest.domain, 0) + guest.unshare_bytes
         if guest.domain in evidence:
             breaks += evidence[guest.domain].break_bytes
+    total = sum(unshare.values())
+    largest, largest_domain = max(
+        ((bytes_, domain) for domain, bytes_ in unshare.items() if bytes_), default=(0, "")
+    )
     wanted = config.reserve_guests * largest + breaks * config.react_seconds
+    capacity_bytes = snapshot.host.capacity_bytes
     return Stake(
         unshare_bytes=total,
         largest_bytes=largest,

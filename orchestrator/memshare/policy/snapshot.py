@@ -5,6 +5,8 @@ Rates are made from two looks by who needs them, so that whoever looks keeps not
 recording holds what was seen, not what was concluded.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from memshare.model import Option, PageStats
@@ -71,9 +73,11 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One look. taken_ns is of a clock that never goes back, the same as the guests'. may_inflate: whether the
-    operator lets balloons take memory; what they took before is given back in any case."""
+    operator lets balloons take memory; what they took before is given back in any case. merged_bytes is, by domain,
+    what comes into use if the guest writes to all that the kernel's KSM merged, with or without the plugin in it."""
 
     taken_ns: int
     host: Host
     guests: tuple[Guest, ...] = ()
+    merged_bytes: Mapping[str, int] = msgspec.field(default_factory=dict)
     may_inflate: bool = True
