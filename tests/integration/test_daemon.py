@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.lib.broker import Broker
 from tests.lib.daemon import Daemon
+from tests.lib.documents import parsed
 from tests.lib.vm import Vm, plugin_arguments, running, until
 
 pytestmark = pytest.mark.full_hash
@@ -92,6 +93,8 @@ async def test_guests_are_found_given_rates_and_forgotten(host: Host) -> None:
             said = await daemon.do("explain", "a")
             assert said.startswith("a: ")
             assert "pages/s" in said
+            told = parsed("explain", await daemon.do("explain", "a", "-o", "json"))
+            assert told["rate"]["pages"] > 0
             code, _, err = await daemon.memshare("explain", "nobody")
             assert (code, "no such guest" in err) == (4, True)
             assert "runs without memshare" in await daemon.do("explain", "c")
@@ -101,6 +104,8 @@ async def test_guests_are_found_given_rates_and_forgotten(host: Host) -> None:
         assert (await daemon.do("fits", "--ram", "64M", "--like", "a")).startswith("safe: ")
         code, out, _ = await daemon.memshare("fits", "--ram", "100T")
         assert (code, out[:9]) == (1, "not safe:")
+        _, out, _ = await daemon.memshare("fits", "--ram", "100T", "-o", "json")
+        assert parsed("fits", out)["free_bytes"] < 0
         rate = (await a.stats())["scan_rate_pages"]
         assert rate > 0
         assert await daemon.stop() == 0

@@ -6,7 +6,6 @@ One libvirtd and one broker for all tests here; each test has guests of its own.
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.lib.broker import Broker
+from tests.lib.documents import parsed
 from tests.lib.libvirtd import USER, Libvirtd, domain_xml, user_group
 from tests.lib.vm import until
 
@@ -165,7 +165,7 @@ async def test_attach_set_and_detach(host: Host) -> None:
     assert code == 5
     assert "was started without memshare" in err
     assert "from the next start on" in err
-    listed = json.loads(await host.do("status", "-o", "json"))["domains"]
+    listed = parsed("status", await host.do("status", "-o", "json"))["domains"]
     assert [(row["domain"], row["state"], row["reason"]) for row in listed] == [
         ("vm1", "not-sharing", "is not attached")
     ]
@@ -228,10 +228,10 @@ async def test_I5_guests_of_one_uid_share_inside_their_tenant_only(host: Host) -
         assert stores["a1"] & stores["a2"]
         assert not stores["b1"] & (stores["a1"] | stores["a2"])
     where = ("--broker", str(host.control), "-o", "json")
-    audit = json.loads(await host.do("audit", *where))
+    audit = parsed("audit", await host.do("audit", *where))
     assert audit["problem_count"] == 0
     assert "tenant-a" in {group["group"] for group in audit["groups"] if group["grants"]}
-    guest = json.loads(await host.do("show", "a1", *where))["guest"]
+    guest = parsed("show", await host.do("show", "a1", *where))["guest"]
     assert (guest["broker_pid"], guest["wanted_group"]) == (pids["a1"], "tenant-a")
 
 

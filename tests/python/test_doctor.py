@@ -2,7 +2,6 @@
 """`memshare doctor --qemu`: judgements on made-up QEMUs, and on the stock one, whole and crippled."""
 
 import asyncio
-import json
 import os
 import shutil
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.compat.debian import SUITES
+from tests.lib.documents import parsed
 from tests.lib.vm import plugin_path
 
 from memshare.clients import emulator as emulator_client
@@ -42,7 +42,7 @@ async def doctor(*arguments: str | Path) -> tuple[int | None, dict[str, dict[str
         env=environment,
     )
     out, err = await process.communicate()
-    findings = json.loads(out)["findings"] if out else []
+    findings = parsed("doctor", out)["findings"] if out else []
     return process.returncode, {each["probe"]: each for each in findings}, err.decode()
 
 

@@ -2,7 +2,6 @@
 """`memshare doctor` for the host: judgements on made-up hosts, what is read of a tree, and this host."""
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.lib.broker import Broker
+from tests.lib.documents import parsed
 from tests.lib.vm import plugin_path
 
 from memshare.cli.doctor import print_lines
@@ -312,7 +312,7 @@ async def test_the_command_examines_this_host_and_its_default_qemu(tmp_path: Pat
     # With a configuration that cannot be read, so that something is in the way on every host.
     config = ("--config", tmp_path / "missing.toml")
     code, out, err = await doctor("-o", "json", "--plugin", plugin_path(), *config)
-    findings = json.loads(out)["findings"]
+    findings = parsed("doctor", out)["findings"]
     probes = (
         *(*kernel.PROBES, *memory.PROBES, *hypervisor.PROBES),
         *(broker.configuration, *emulator.PROBES),

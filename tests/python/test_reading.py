@@ -3,13 +3,13 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 import pytest
+from tests.lib.documents import parsed
 
 from fakes.fake_broker import broker_status, fake_broker
 from fakes.fake_qmp import fake_qmp
@@ -77,7 +77,7 @@ async def test_list_has_sharing_plain_and_dead_guests(tmp_path: Path) -> None:
     ):
         code, out, err = await memshare("list", "--qmp-dir", str(tmp_path), "-o", "json")
     assert (code, err) == (0, "")
-    answer = json.loads(out)
+    answer = parsed("list", out)
     assert answer["schema"] == 1
     plain, dead, web1 = answer["domains"]
     assert (web1["domain"], web1["state"], web1["uuid"][-1]) == ("web1", "running", "1")
@@ -160,7 +160,7 @@ async def test_show_as_json_and_a_guest_that_is_not_there(tmp_path: Path) -> Non
     async with fake_qmp(tmp_path / "a.qmp", "web1", SHARING):
         code, out, err = await memshare("show", "web1", *where, "-o", "json")
         assert (code, err) == (0, "")
-        guest = json.loads(out)["guest"]
+        guest = parsed("show", out)["guest"]
         assert (guest["domain"], guest["shared_pages"], guest["broker_grants"]) == ("web1", 5, None)
         assert "none" in guest["broker_problem"]
         code, out, err = await memshare("show", "web2", *where)
@@ -211,7 +211,7 @@ async def test_audit_asks_the_broker_about_each_group(
         assert words in out
         assert err == ("" if code == 0 else "error: 3 problems found\n")
         _, out, _ = await memshare("audit", *where, "-o", "json")
-    assert json.loads(out)["problem_count"] == count
+    assert parsed("audit", out)["problem_count"] == count
 
 
 async def test_audit_without_a_broker_is_exit_code_3(tmp_path: Path) -> None:

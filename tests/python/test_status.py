@@ -4,7 +4,6 @@
 import asyncio
 import csv
 import io
-import json
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.lib.documents import parsed
 
 from fakes.fake_broker import broker_status, fake_broker
 from fakes.fake_qmp import fake_qmp
@@ -52,9 +52,9 @@ async def test_json_has_the_host_its_guests_and_no_broker(tmp_path: Path) -> Non
         code, out, err = await memshare("status", *where, "-o", "json")
         _, listed, _ = await memshare("list", *where[:2], "-o", "json")
     assert (code, err) == (0, "")
-    answer = json.loads(out)
+    answer = parsed("status", out)
     assert answer["schema"] == 1
-    assert answer["domains"] == json.loads(listed)["domains"]
+    assert answer["domains"] == parsed("list", listed)["domains"]
     assert answer["guests"] == {
         "count": 3,
         "states": {"running": 1, "not-sharing": 1, "unreachable": 1},
@@ -114,7 +114,7 @@ async def test_no_folder_is_exit_code_3(tmp_path: Path) -> None:
 
 async def test_no_guests_is_no_error(tmp_path: Path) -> None:
     code, out, _ = await memshare("status", "--qmp-dir", str(tmp_path), "-o", "json")
-    assert (code, json.loads(out)["domains"]) == (0, [])
+    assert (code, parsed("status", out)["domains"]) == (0, [])
 
 
 async def test_guests_are_looked_for_where_the_daemon_looks(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ async def test_guests_are_looked_for_where_the_daemon_looks(tmp_path: Path) -> N
     config.write_text(f'connect = []\nqmp-dirs = ["{tmp_path}"]\n')
     async with fake_qmp(tmp_path / "a.qmp", "web1", SHARING):
         _, out, err = await memshare("list", "-o", "json", MEMSHARE_CONFIG=str(config))
-        assert [guest["domain"] for guest in json.loads(out)["domains"]] == ["web1"]
+        assert [guest["domain"] for guest in parsed("list", out)["domains"]] == ["web1"]
         assert err == ""
 
         config.write_text("qmp-dir = []\n")
@@ -159,12 +159,12 @@ async def test_a_daemon_that_knows_spares_the_guests(
     ):
         _, out, err = await memshare("status", "-o", "json", **where)
         assert err == ""
-        told = json.loads(out)
+        told = parsed("status", out)
         assert told["guests"]["asked"] == asked
         name = "seen" if asked == "daemon" else "web1"
         assert [guest["domain"] for guest in told["domains"]] == [name]
         _, out, _ = await memshare("status", "-o", "json", "--qmp-dir", str(guests), **where)
-        assert json.loads(out)["guests"]["asked"] == "guests"
+        assert parsed("status", out)["guests"]["asked"] == "guests"
 
 
 async def test_wrong_format_is_exit_code_2() -> None:

@@ -5,7 +5,6 @@ import asyncio
 import csv
 import io
 import itertools
-import json
 import os
 import pty
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.lib.documents import parsed
 
 from fakes.fake_qmp import fake_qmp
 from memshare.cli.board import Board, sparkline
@@ -146,7 +146,7 @@ async def test_batches_have_rates_and_one_heading(tmp_path: Path) -> None:
     async with fake_qmp(tmp_path / "a.qmp", "web1", counting):
         code, out, err = await memshare("top", *where, "-o", "json")
         assert (code, err) == (0, "")
-        looks = [json.loads(line) for line in out.splitlines()]
+        looks = [parsed("top", line) for line in out.splitlines()]
         assert [(each["schema"], each["look"]) for each in looks] == [(1, 0), (1, 1)]
         assert all(each["domains"][0]["breaks_per_second"] > 0 for each in looks)
         code, out, _ = await memshare("top", *where, "-o", "csv")
