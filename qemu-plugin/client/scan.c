@@ -124,6 +124,7 @@ static uint32_t read_page(MshScan *scan, const MshRegion *region, uint32_t page,
     bool matters = scan->wants_content || region->block[msh_region_block(region, page)].quiet;
     if (!matters || !scan->secret)
         return MSH_WORD_UNKNOWN;
+    msh_page_prefetch((const uint8_t *)bytes + MSH_PAGE_BYTES);
     *ret_fingerprint = msh_fingerprint(scan->secret, bytes);
     msh_count(&scan->counters->hashed_pages, 1);
     return word_of(*ret_fingerprint);
