@@ -67,6 +67,14 @@ def bench_run(plan: Path, folder: Path, *arguments: str) -> "subprocess.Popen[st
     )
 
 
+def is_guest(process: psutil.Process) -> bool:
+    """Whether it is a QEMU; not by the name of the process: one that is unpacked elsewhere runs as its loader."""
+    try:
+        return "-accel" in process.cmdline()
+    except psutil.Error:
+        return False  # it has ended
+
+
 def memory_cgroup(pid: int) -> Path:
     """Return the cgroup whose memory a process's counts in."""
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
@@ -87,8 +95,7 @@ def test_two_guests_share_and_all_is_written_down(tmp_path: Path) -> None:
 
     def has_guests() -> bool:
         children[:] = psutil.Process(interrupted.pid).children(recursive=True)
-        # Not by the name of the process: a QEMU that is unpacked elsewhere runs as its loader.
-        return sum("-accel" in child.cmdline() for child in children) == 2
+        return sum(map(is_guest, children)) == 2
 
     wait_until(has_guests, "two guests", DEADLINE_SECONDS)
     cgroup = memory_cgroup(children[-1].pid)
