@@ -68,9 +68,9 @@ def bench_run(plan: Path, folder: Path, *arguments: str) -> "subprocess.Popen[st
 
 
 def is_guest(process: psutil.Process) -> bool:
-    """Whether it is a QEMU; not by the name of the process: one that is unpacked elsewhere runs as its loader."""
+    """Whether it is a QEMU by now, and no wrapper of one: an unpacked QEMU runs as its loader."""
     try:
-        return "-accel" in process.cmdline()
+        return process.name().startswith(("qemu-system", "ld-linux"))
     except psutil.Error:
         return False  # it has ended
 
