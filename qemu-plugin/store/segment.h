@@ -3,7 +3,7 @@
  * A segment: up to MSH_SEGMENT_BYTES of the store in one memfd. The maker maps it writable, then seals it
  * SHRINK|FUTURE_WRITE, so that the kernel keeps everyone else, root included, from ever writing to
  * it, mapping it writable, shrinking it or punching a hole (I3, I4). Its size is the fill frontier and
- * fewer than 16 slots more, all allocated, so nobody can allocate store memory by touching a hole; full, it
+ * fewer than 32 slots more, all allocated, so nobody can allocate store memory by touching a hole; full, it
  * is sealed GROW and SEAL. Until then growing it takes a writable descriptor, which the file's mode denies to other
  * users. One thread: the one that owns the group.
  */
