@@ -498,20 +498,26 @@ static void clear(MshVisit *visit)
     visit->region = NULL;
 }
 
-/* Where the walk goes on; NULL: all is visited. */
+/* Where the walk goes on; NULL: all is visited. Memory that lay before it, or all that a stretch was to come
+ * back to, may have been unregistered since the last visit. */
 static MshRegion *next_region(MshScan *scan, const MshMemory *memory)
 {
-    MshRegion *region = msh_memory_next(memory, scan->cursor_frame);
-    if (!scan->now_ns)
-        return region;
     uint64_t pages = 0;
     for (size_t i = 0; i < memory->count; i++)
         pages += memory->region[i]->pages;
-    uint32_t frame =
-        msh_stretch_next(&scan->stretch, scan->cursor_frame, !region, pages, scan->now_ns);
-    scan->round += frame != scan->cursor_frame;
-    scan->cursor_frame = frame;
-    return msh_memory_next(memory, frame);
+    for (;;) {
+        MshRegion *region = msh_memory_next(memory, scan->cursor_frame);
+        if (region && scan->cursor_frame < region->first_frame)
+            scan->cursor_frame = region->first_frame;
+        if (!scan->now_ns)
+            return region;
+        uint32_t frame =
+            msh_stretch_next(&scan->stretch, scan->cursor_frame, !region, pages, scan->now_ns);
+        if (frame == scan->cursor_frame)
+            return region;
+        scan->round++;
+        scan->cursor_frame = frame;
+    }
 }
 
 int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, MshVisit *ret_visit)
@@ -525,8 +531,7 @@ int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, M
         return 0;
     }
     region->round = scan->round;
-    uint32_t first =
-        scan->cursor_frame > region->first_frame ? scan->cursor_frame - region->first_frame : 0;
+    uint32_t first = scan->cursor_frame - region->first_frame;
     uint32_t end = first;
     bool is_tracked = region->block[msh_region_block(region, first)].is_tracked;
     bool is_anew = scan->is_anew && !msh_stretch_is_second(&scan->stretch); /* once is enough */
