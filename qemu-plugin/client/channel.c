@@ -5,6 +5,7 @@
  * decides. On any doubt the connection is dropped and tried again with back-off. I7
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,6 +41,7 @@ typedef struct MshChannel {
     uint64_t retry_ns, backoff_ns, greeted_ns;
     bool has_account;
     MshAccount account;
+    char refusal[MSH_TEXT_BYTES]; /* what the broker said when it ended the connection */
     /* Pages that the broker has asked for, while their sightings are still with us. */
     uint32_t wanted[MSH_RING_OUTSTANDING];
     size_t wanted_count;
@@ -84,11 +86,14 @@ static void drop(MshChannel *channel, const char *why)
     }
 }
 
-static const char *broken_reason(int result)
+/* Drops it for what a call has returned. Done by those at the outside alone: further in, others are still
+ * at work with the ring. */
+static void drop_for(MshChannel *channel, int result)
 {
-    return result == -EPROTO || result == -EBADMSG ? "the broker broke the protocol"
-           : result == -ETIMEDOUT                  ? "the broker does not answer"
-                                                   : "the connection to the broker broke";
+    drop(channel, result == -ECONNREFUSED                   ? channel->refusal
+                  : result == -EPROTO || result == -EBADMSG ? "the broker broke the protocol"
+                  : result == -ETIMEDOUT                    ? "the broker does not answer"
+                                                            : "the connection to the broker broke");
 }
 
 static int send_message(MshChannel *channel, MshMessage *message, MshMessageType type)
@@ -118,12 +123,20 @@ static void greet(MshChannel *channel)
     channel->greeted_ns = now_ns();
 }
 
+/* What could would leave us with memory that kills who touches it. */
+static bool cannot_shrink(int fd)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & F_SEAL_SHRINK);
+}
+
 /* Takes the descriptors over in every case. */
 static int welcome(MshChannel *channel, const MshWelcome *message, int fds[MSH_WELCOME_DESCRIPTORS])
 {
     struct stat status;
     bool fits = message->version >= MSH_PROTOCOL_OLDEST && message->version <= MSH_PROTOCOL_NEWEST &&
                 strcmp(message->group, channel->group) == 0 &&
+                cannot_shrink(fds[MSH_WELCOME_RING]) &&
                 fstat(fds[MSH_WELCOME_RING], &status) == 0 &&
                 status.st_size == (off_t)sizeof(MshRingMemory);
     void *memory = MAP_FAILED;
@@ -206,10 +219,9 @@ static int receive_message(MshChannel *channel)
         return 0;
     }
     if (type == MSH_MESSAGE_REFUSED) {
-        char why[MSH_TEXT_BYTES];
-        snprintf(why, sizeof why, "the broker refused: %.160s", message.refused.reason);
-        drop(channel, why);
-        return -EAGAIN; /* and try again later */
+        snprintf(channel->refusal, sizeof channel->refusal, "the broker refused: %.160s",
+                 message.refused.reason);
+        return -ECONNREFUSED;
     }
     return -EPROTO;
 }
@@ -365,7 +377,7 @@ static bool channel_poll(MshExchange *exchange)
         if (result == 0 && channel->phase == READY)
             result = take_replies(channel);
         if (result < 0)
-            drop(channel, broken_reason(result));
+            drop_for(channel, result);
     }
     return channel->phase == READY;
 }
@@ -427,7 +439,7 @@ static void channel_sight(MshExchange *exchange, const MshSighting *sightings, s
         if (result == 0)
             result = provide(channel, sightings + at, batch);
         if (result < 0)
-            drop(channel, broken_reason(result));
+            drop_for(channel, result);
         at += batch;
     }
 }
@@ -446,7 +458,7 @@ static void channel_release(MshExchange *exchange, const MshSlot *slots, size_t 
         int result =
             give_back(channel, msh_slot(view->segment, msh_slot_position(slots[i])));
         if (result < 0) {
-            drop(channel, broken_reason(result));
+            drop_for(channel, result);
             return;
         }
         any = true;
@@ -461,14 +473,14 @@ static bool channel_account(MshExchange *exchange, MshAccount *ret_account)
     if (channel->phase != READY)
         return false;
     channel->has_account = false;
-    if (push(channel, &(MshRequest){.op = MSH_REQUEST_ACCOUNT}) < 0) {
-        drop(channel, "the connection to the broker broke");
-        return false;
+    int result = push(channel, &(MshRequest){.op = MSH_REQUEST_ACCOUNT});
+    if (result == 0) {
+        channel->unanswered++;
+        signal_broker(channel);
+        result = wait_answers(channel, 0);
     }
-    channel->unanswered++;
-    signal_broker(channel);
-    if (wait_answers(channel, 0) < 0) {
-        drop(channel, "the connection to the broker broke");
+    if (result < 0) {
+        drop_for(channel, result);
         return false;
     }
     *ret_account = channel->account;
