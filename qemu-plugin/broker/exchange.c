@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #define REQUESTS_A_TURN 1024u
+/* A turn that has cost so much ends too: others wait meanwhile. */
+#define COST_A_TURN 16384u
 /* So many are taken from the ring at once, so that the table's entries are on their way when it is asked. */
 #define REQUESTS_AT_ONCE 16u
 
@@ -208,7 +210,7 @@ static uint32_t serve_request(MshSession *session, const MshRequest *request)
 }
 
 /* Returns what they count for; *ret_result is the ring's word on the last one. What is left of them when the
- * session is condemned goes with it. */
+ * session is condemned goes with it. What walks the store comes last in its turn. */
 static uint64_t serve_some(MshSession *session, int *ret_result)
 {
     MshRequest requests[REQUESTS_AT_ONCE];
@@ -217,8 +219,11 @@ static uint64_t serve_some(MshSession *session, int *ret_result)
 
     *ret_result = 0;
     while (count < REQUESTS_AT_ONCE &&
-           (*ret_result = msh_ring_pop_request(&session->ring, &requests[count])) == 0)
-        msh_group_expect(session->member, requests[count++].hash);
+           (*ret_result = msh_ring_pop_request(&session->ring, &requests[count])) == 0) {
+        msh_group_expect(session->member, requests[count].hash);
+        if (requests[count++].op == MSH_REQUEST_ACCOUNT)
+            break;
+    }
     for (unsigned i = 0; i < count && may_be_served(session); i++)
         cost += serve_request(session, &requests[i]);
     return cost;
@@ -249,7 +254,7 @@ void msh_exchange_serve(MshSession *session)
         session->is_stalled = false;
         msh_loop_change(loop, &session->doorbell, EPOLLIN | EPOLLET);
     }
-    for (unsigned i = 0; i < REQUESTS_A_TURN / REQUESTS_AT_ONCE && result == 0; i++)
+    for (unsigned i = 0; i < REQUESTS_A_TURN / REQUESTS_AT_ONCE && result == 0 && cost < COST_A_TURN; i++)
         cost += serve_some(session, &result);
     msh_pace_spend(&session->pace, cost, now_ns);
     if (result < 0)

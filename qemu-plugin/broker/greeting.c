@@ -11,6 +11,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "exchange.h"
@@ -94,6 +95,7 @@ static int welcome(const MshSession *session, const MshHello *hello, int ring_fd
 
     memset(&message, 0, sizeof(message)); /* padding too: it crosses to another process */
     message.welcome.version = (uint32_t)msh_protocol_choose(hello->oldest, hello->newest);
+    message.welcome.session = session->number;
     message.welcome.features = session->features;
     snprintf(message.welcome.group, sizeof(message.welcome.group), "%s",
              msh_group_name(service->group));
@@ -153,6 +155,9 @@ int msh_greeting_answer(MshSession *session, const MshHello *hello, MshError *er
         goto fail;
     }
     session->features = hello->features & MSH_FEATURES;
+    /* By chance: one that an earlier broker gave, and that is named here, means nobody. */
+    if (getrandom(&session->number, sizeof(session->number), 0) < 0)
+        session->features &= ~MSH_FEATURE_LEFT;
     result = welcome(session, hello, ring_fd, error);
     if (result < 0) {
         msh_group_leave(member);

@@ -20,6 +20,11 @@
 
 #define MESSAGES_A_WAKE 16
 
+/* Who connects says HELLO at once. Connections that say nothing are limited, a process, and do not last: each
+ * has descriptors of the broker's, which serves other groups with the rest. */
+#define SILENT_A_PROCESS_MAX 4u
+#define HELLO_WITHIN_NS 5000000000ull
+
 static MshLoop *loop_of(const MshSession *session)
 {
     return &session->service->broker->loop;
@@ -135,6 +140,8 @@ static void take_turn(MshTask *task)
 {
     MshSession *session = MSH_CONTAINER(task, MshSession, turn);
 
+    if (session->state == MSH_SESSION_GREETING)
+        msh_session_condemn(session, "no HELLO within %llu s", HELLO_WITHIN_NS / 1000000000u);
     if (session->condemned_for[0] == '\0' && session->state == MSH_SESSION_ACTIVE)
         msh_exchange_serve(session);
     if (session->condemned_for[0] != '\0')
@@ -151,6 +158,24 @@ static void greet(MshSession *session, const MshHello *hello)
     }
     msh_log_info("client_joined group=%s guest=\"%s\" pid=%d uid=%u", group_of(session),
                  session->guest_name, (int)session->peer.pid, (unsigned)session->peer.uid);
+}
+
+/* A client that reconnected has un-shared, or shared anew, what it had by an earlier connection. Its grants
+ * would otherwise keep their slots until the process ends, months from now. I6 */
+static void end_left(MshSession *session, uint32_t number)
+{
+    MshSession *other, *next;
+
+    for (other = TAILQ_FIRST(&session->service->sessions); other != NULL; other = next) {
+        next = TAILQ_NEXT(other, link);
+        if (other->state != MSH_SESSION_DEPARTED || other->number != number ||
+            other->peer.pid != session->peer.pid)
+            continue;
+        msh_log_info("client_left_earlier group=%s guest=\"%s\" pid=%d grants=%llu",
+                     group_of(other), other->guest_name, (int)other->peer.pid,
+                     (unsigned long long)msh_member_grants(other->member));
+        msh_session_end(other);
+    }
 }
 
 static void take_message(MshSession *session, const void *bytes, size_t length_bytes)
@@ -171,7 +196,9 @@ static void take_message(MshSession *session, const void *bytes, size_t length_b
             msh_session_condemn(session, "message %d before HELLO", type);
         return;
     }
-    if (type != MSH_MESSAGE_FORGOTTEN)
+    if (type == MSH_MESSAGE_LEFT && (session->features & MSH_FEATURE_LEFT))
+        end_left(session, message.left.session);
+    else if (type != MSH_MESSAGE_FORGOTTEN)
         msh_session_condemn(session, "message %d is not for a client to send now", type);
     else if (msh_member_forgot(session->member, message.segment.segment) < 0)
         msh_session_condemn(session, "FORGOTTEN of segment %u, which is not retired",
@@ -222,6 +249,17 @@ static void process_ended(MshSource *source, uint32_t epoll_events)
     msh_session_end(session);
 }
 
+/* The pid names one process: it cannot be reused while a session still waits for its end. */
+static unsigned count_silent(const MshService *service, pid_t pid)
+{
+    const MshSession *other;
+    unsigned count = 0;
+
+    TAILQ_FOREACH(other, &service->sessions, link)
+    count += other->state == MSH_SESSION_GREETING && other->peer.pid == pid;
+    return count;
+}
+
 void msh_session_open(MshService *service, int socket_fd)
 {
     MshLoop *loop = &service->broker->loop;
@@ -238,6 +276,12 @@ void msh_session_open(MshService *service, int socket_fd)
     result = msh_peer_identify(socket_fd, &session->peer, &error);
     if (result < 0)
         goto fail;
+    if (count_silent(service, session->peer.pid) >= SILENT_A_PROCESS_MAX) {
+        result = msh_error_set(&error, -EUSERS, "process %d has %u connections without HELLO",
+                               (int)session->peer.pid, SILENT_A_PROCESS_MAX);
+        close(session->peer.pidfd);
+        goto fail;
+    }
     result = msh_loop_watch(loop, &session->process, session->peer.pidfd, EPOLLIN, process_ended);
     if (result < 0) {
         close(session->peer.pidfd);
@@ -249,6 +293,7 @@ void msh_session_open(MshService *service, int socket_fd)
         goto fail;
     }
     TAILQ_INSERT_TAIL(&service->sessions, session, link);
+    msh_loop_defer(loop, &session->turn, msh_loop_now_ns() + HELLO_WITHIN_NS);
     return;
 
 fail:

@@ -36,6 +36,7 @@ struct MshSession {
     MshPeer peer; /* its pidfd is process.fd */
     char guest_name[MSH_NAME_BYTES];
     uint64_t features; /* in force */
+    uint32_t number;   /* by which a later session of the process tells that this one is over: LEFT */
     MshSource socket;
     MshSource process;
     MshSource doorbell; /* the eventfd to_broker; edge-triggered and never read: see exchange.c */

@@ -27,6 +27,8 @@
 /* A broker that leaves a question unanswered for so long is taken for dead. */
 #define ANSWER_TIMEOUT_NS 10000000000ull
 
+enum { LOST_MAX = 16 }; /* a broker keeps no more sessions of one process */
+
 typedef enum Phase { AWAY, GREETING, READY, BARRED } Phase;
 
 typedef struct MshChannel {
@@ -41,6 +43,12 @@ typedef struct MshChannel {
     uint64_t retry_ns, backoff_ns, greeted_ns;
     bool has_account;
     MshAccount account;
+    uint32_t session;             /* the broker's number of this connection, if can_leave */
+    bool can_leave;
+    uint32_t lost[LOST_MAX]; /* numbers of earlier ones, whose grants a broker that lives on still counts */
+    size_t lost_count;
+    uint32_t forgotten[MSH_VIEWS_MAX]; /* segments that are closed, of which the broker is to be told */
+    size_t forgotten_count;
     char refusal[MSH_TEXT_BYTES]; /* what the broker said when it ended the connection */
     /* Pages that the broker has asked for, while their sightings are still with us. */
     uint32_t wanted[MSH_RING_OUTSTANDING];
@@ -73,6 +81,7 @@ static void drop(MshChannel *channel, const char *why)
     channel->ring.memory = NULL;
     channel->unanswered = 0;
     channel->wanted_count = 0;
+    channel->forgotten_count = 0;
     channel->has_account = false;
     channel->phase = channel->phase == BARRED ? BARRED : AWAY;
     channel->exchange.protocol = 0;
@@ -81,6 +90,8 @@ static void drop(MshChannel *channel, const char *why)
         channel->backoff_ns = BACKOFF_MAX_NS;
     channel->retry_ns = now_ns() + channel->backoff_ns;
     if (was_ready) {
+        if (channel->can_leave && channel->lost_count < LOST_MAX)
+            channel->lost[channel->lost_count++] = channel->session;
         msh_views_new_source(channel->exchange.views);
         channel->exchange.events.disconnected(channel->exchange.events.opaque);
     }
@@ -100,7 +111,9 @@ static int send_message(MshChannel *channel, MshMessage *message, MshMessageType
 {
     size_t length = msh_message_seal(message, type);
     ssize_t sent = send(channel->socket, message, length, MSG_NOSIGNAL | MSG_DONTWAIT);
-    return sent == (ssize_t)length ? 0 : -EPIPE;
+    if (sent == (ssize_t)length)
+        return 0;
+    return sent < 0 && errno == EAGAIN ? -EAGAIN : -EPIPE;
 }
 
 static void greet(MshChannel *channel)
@@ -161,6 +174,8 @@ static int welcome(MshChannel *channel, const MshWelcome *message, int fds[MSH_W
     }
     channel->phase = READY;
     channel->exchange.protocol = message->version;
+    channel->session = message->session;
+    channel->can_leave = message->features & MSH_FEATURE_LEFT;
     return 0;
 }
 
@@ -365,6 +380,33 @@ static int wait_answers(MshChannel *channel, uint32_t left)
     }
 }
 
+/* Sends one message for each number, from the last one on, as many as its socket takes. 0 or -EPIPE */
+static int tell(MshChannel *channel, MshMessageType type, const uint32_t *numbers, size_t *count)
+{
+    int result = 0;
+    while (*count > 0 && result == 0) {
+        MshMessage message = {0};
+        if (type == MSH_MESSAGE_LEFT)
+            message.left.session = numbers[*count - 1];
+        else
+            message.segment.segment = numbers[*count - 1];
+        result = send_message(channel, &message, type);
+        *count -= result == 0;
+    }
+    return result == -EAGAIN ? 0 : result;
+}
+
+/* What is over: segments that are closed, and earlier connections, once nothing is left of what they gave us. (The
+ * broker may be another one by now, to which their numbers mean nothing.) 0 or -EPIPE */
+static int tell_ends(MshChannel *channel)
+{
+    int result = tell(channel, MSH_MESSAGE_FORGOTTEN, channel->forgotten, &channel->forgotten_count);
+    if (result == 0 && channel->lost_count > 0 && channel->can_leave &&
+        !msh_views_has_lost(channel->exchange.views))
+        result = tell(channel, MSH_MESSAGE_LEFT, channel->lost, &channel->lost_count);
+    return result;
+}
+
 static bool channel_poll(MshExchange *exchange)
 {
     MshChannel *channel = (MshChannel *)exchange;
@@ -376,6 +418,8 @@ static bool channel_poll(MshExchange *exchange)
         int result = receive_messages(channel);
         if (result == 0 && channel->phase == READY)
             result = take_replies(channel);
+        if (result == 0 && channel->phase == READY)
+            result = tell_ends(channel);
         if (result < 0)
             drop_for(channel, result);
     }
@@ -490,9 +534,12 @@ static bool channel_account(MshExchange *exchange, MshAccount *ret_account)
 static void channel_forget(MshExchange *exchange, uint32_t segment)
 {
     MshChannel *channel = (MshChannel *)exchange;
-    MshMessage message = {.segment = {.segment = segment}};
-    if (channel->phase == READY && send_message(channel, &message, MSH_MESSAGE_FORGOTTEN) < 0)
-        drop(channel, "the connection to the broker broke");
+    if (channel->phase != READY)
+        return;
+    if (channel->forgotten_count < MSH_VIEWS_MAX) /* said with the next poll: the broker's socket may be full, and others wait */
+        channel->forgotten[channel->forgotten_count++] = segment;
+    else
+        drop(channel, "the broker does not take messages");
 }
 
 static void channel_wait(MshExchange *exchange, int wake_fd, uint64_t timeout_ns)

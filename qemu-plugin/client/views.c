@@ -134,6 +134,14 @@ uint64_t msh_views_lost_pages(const MshViews *views)
     return pages;
 }
 
+bool msh_views_has_lost(const MshViews *views)
+{
+    for (uint32_t local = 0; local < MSH_VIEWS_MAX; local++)
+        if (views->view[local] && views->view[local]->source != views->source)
+            return true;
+    return false;
+}
+
 bool msh_view_holds(MshView *view, MshSlot slot)
 {
     uint64_t end_bytes = msh_slot_offset_bytes(slot) + MSH_PAGE_BYTES;

@@ -65,6 +65,9 @@ static inline MshView *msh_views_of(const MshViews *views, MshSlot slot)
 uint64_t msh_views_leaving_pages(const MshViews *views);
 uint64_t msh_views_lost_pages(const MshViews *views);
 
+/* Whether there still is a view whose source is gone. */
+bool msh_views_has_lost(const MshViews *views);
+
 /* The slot's bytes, to read only. */
 static inline const uint8_t *msh_view_page(const MshView *view, MshSlot slot)
 {

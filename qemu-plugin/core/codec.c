@@ -25,6 +25,8 @@ static uint16_t length_of_type(uint16_t type)
     case MSH_MESSAGE_FORGOTTEN:
     case MSH_MESSAGE_EMPTYING:
         return sizeof(MshSegmentNotice);
+    case MSH_MESSAGE_LEFT:
+        return sizeof(MshSessionNotice);
     default:
         return 0;
     }
@@ -59,6 +61,8 @@ static int body_check(MshMessage *message, MshError *error)
     case MSH_MESSAGE_REFUSED:
         return text_clean(message->refused.reason, sizeof(message->refused.reason), "reason",
                           error);
+    case MSH_MESSAGE_LEFT:
+        return 0; /* any number may be one that a session had */
     default:
         if (message->segment.segment >= MSH_SEGMENTS_MAX)
             return msh_error_set(error, -EBADMSG, "message: segment %u is out of range",

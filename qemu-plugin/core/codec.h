@@ -16,6 +16,7 @@ typedef union MshMessage {
     MshWelcome welcome;
     MshRefused refused;
     MshSegmentNotice segment;
+    MshSessionNotice left;
 } MshMessage;
 
 /* Copies one datagram into *ret_message, by its type, with its texts NUL-terminated and printable.

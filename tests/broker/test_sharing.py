@@ -227,6 +227,35 @@ def test_I6_grants_outlive_the_socket_not_the_process(broker: Broker, control: C
         assert control.group()["grants"] == 0
 
 
+def test_I6_a_process_says_that_an_earlier_session_of_its_own_is_over(
+    broker: Broker, control: Control
+) -> None:
+    def states() -> list[tuple[str, int]]:
+        return sorted((s["state"], s["grants"]) for s in control.group()["sessions"])
+
+    page = page_of(11)
+    with (
+        Client(broker.socket_path()).hello("vm1", features=wire.FEATURE_LEFT) as again,
+        RemoteClient(broker.socket_path()) as other,
+    ):
+        with Client(broker.socket_path()).hello("vm1", features=wire.FEATURE_LEFT) as first:
+            first.share(page, 1)
+            assert first.share(page, 2).op == ReplyOp.MATCH
+        departed = [("active", 0), ("active", 0), ("departed", 2)]
+        other.call("hello", "other", 1, 1, wire.FEATURE_LEFT)
+        wait_until(lambda: states() == departed, "the first session has departed")
+
+        other.call("say", wire.left(first.number))
+        again.socket.send(wire.left(first.number ^ 1))
+        again.socket.send(wire.left(again.number))
+        assert other.call("sight", 1, 1).op == again.sight(2, 1).op == ReplyOp.NEW
+        assert states() == departed, "neither was it another's to say, nor the one that was meant"
+
+        again.socket.send(wire.left(first.number))
+        wait_until(lambda: states() == departed[:2], "it is over")
+        assert control.group()["grants"] == 0
+
+
 def test_departed_client_gets_no_hint(broker: Broker, control: Control) -> None:
     held, sighted = page_of(9), page_of(10)
     with (

@@ -63,6 +63,7 @@ NAME_WITHOUT_END = wire.HELLO.pack(wire.MAGIC, 1, wire.HELLO.size, 1, 1, 0, b"x"
         (b"x" * 100_000, "100000 bytes is too long"),
         (NAME_WITHOUT_END, "has no end"),
         (wire.forgotten(0), "message 6 before HELLO"),
+        (wire.left(1), "message 8 before HELLO"),
         (wire.forgotten(1 << 20), "out of range"),
         (wire.SEGMENT.pack(wire.MAGIC, 4, wire.SEGMENT.size, 0, 0), "message 4 before HELLO"),
     ],
@@ -81,6 +82,7 @@ def test_bad_first_message(broker: Broker, message: bytes, reason: str) -> None:
         (wire.hello(), "message 1 is not for a client to send now"),
         (wire.forgotten(0), "FORGOTTEN of segment 0, which is not retired"),
         (wire.forgotten(77), "FORGOTTEN of segment 77, which is not retired"),
+        (wire.left(1), "message 8 is not for a client to send now"),
         (b"nonsense", "bad magic"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -316,6 +318,20 @@ def test_client_that_does_not_read_its_socket(broker: Broker, control: Control) 
         wait_until(lambda: control.group("deaf")["grants"] == 0, "the grant was taken back")
         client.wait_for_retired(rounds + 1)  # all was kept for it
         assert share_and_release(client, rounds + 1) == ReplyOp.MATCH
+
+
+def test_connections_that_say_nothing_are_few_and_short(
+    broker: Broker, bystander: Client
+) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(Client(broker.socket_path())) for _ in range(4)]
+        with Client(broker.socket_path()) as fifth:
+            assert fifth.wait_for_end() == ""
+        assert f"process {os.getpid()} has 4 connections without HELLO" in broker.log()
+        for client in silent:
+            assert client.wait_for_end() == "no HELLO within 5 s"
+    with Client(broker.socket_path()).hello() as client:
+        assert client.share(page_of(1), 1).op == ReplyOp.MATCH
 
 
 def test_too_many_sessions_of_a_process(broker: Broker) -> None:

@@ -192,6 +192,7 @@ class Client:
         self.secret = b""
         self.group = ""
         self.version = 0
+        self.number = 0
         self.segments: dict[int, int] = {}
         self.retired: list[int] = []
         self.emptying: list[int] = []
@@ -227,12 +228,16 @@ class Client:
         self.socket.send(wire.hello(name, oldest, newest, features))
         kind, data, self.descriptors = self.receive()
         assert kind == MessageType.WELCOME
-        _, _, _, self.version, _, in_force, group, self.secret = wire.WELCOME.unpack(data)
-        assert in_force == features & wire.FEATURE_EMPTYING
+        _, _, _, self.version, self.number, in_force, group, self.secret = wire.WELCOME.unpack(data)
+        assert in_force == features & (wire.FEATURE_EMPTYING | wire.FEATURE_LEFT)
         self.group = group.split(b"\0")[0].decode()
         assert len(self.descriptors) == 4
         self.ring = mmap.mmap(self.descriptors[1], wire.RING_BYTES)
         return self
+
+    def say(self, message: bytes) -> None:
+        """Sends one message as it is."""
+        self.socket.send(message)
 
     def has_messages(self) -> bool:
         """Whether the socket holds a message, or its end."""

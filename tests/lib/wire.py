@@ -28,6 +28,7 @@ REQUEST = struct.Struct("=QIIHHI")
 REPLY = struct.Struct("=QIIH6x")
 
 FEATURE_EMPTYING = 1
+FEATURE_LEFT = 2
 
 RING_ENTRIES = 4096
 RING_OUTSTANDING = 1024
@@ -49,6 +50,7 @@ class MessageType(IntEnum):
     RETIRED = 5
     FORGOTTEN = 6
     EMPTYING = 7
+    LEFT = 8
 
 
 class RequestOp(IntEnum):
@@ -93,6 +95,11 @@ def hello(name: str = "test", oldest: int = 1, newest: int = 1, features: int = 
 def forgotten(segment: int) -> bytes:
     """A well-formed FORGOTTEN."""
     return SEGMENT.pack(MAGIC, MessageType.FORGOTTEN, SEGMENT.size, segment, 0)
+
+
+def left(session: int) -> bytes:
+    """A well-formed LEFT."""
+    return SEGMENT.pack(MAGIC, MessageType.LEFT, SEGMENT.size, session, 0)
 
 
 def _load_xxhash() -> ctypes.CDLL:

@@ -25,7 +25,8 @@
 
 /* Feature bits: what the sender can do; in force is what both can. */
 #define MSH_FEATURE_EMPTYING 1ull /* EMPTYING may be sent */
-#define MSH_FEATURES MSH_FEATURE_EMPTYING
+#define MSH_FEATURE_LEFT 2ull     /* LEFT may be sent: WELCOME numbers the session */
+#define MSH_FEATURES (MSH_FEATURE_EMPTYING | MSH_FEATURE_LEFT)
 
 /*
  * Socket
@@ -38,6 +39,7 @@ typedef enum MshMessageType {
     MSH_MESSAGE_RETIRED = 5,   /* broker: no grant is left in that segment and none will come */
     MSH_MESSAGE_FORGOTTEN = 6, /* client: it has closed and unmapped that retired segment */
     MSH_MESSAGE_EMPTYING = 7, /* broker: no more grants there; sight again what is mapped from it */
+    MSH_MESSAGE_LEFT = 8, /* client: nothing that its session of that number was granted is mapped, or will be */
 } MshMessageType;
 
 enum { /* descriptors of WELCOME */
@@ -64,7 +66,7 @@ typedef struct MshHello {
 typedef struct MshWelcome {
     MshMessageHeader header;
     uint32_t version;
-    uint32_t reserved;
+    uint32_t session; /* with MSH_FEATURE_LEFT: what the client will name it by when its connection is lost */
     uint64_t features;
     char group[MSH_NAME_BYTES];
     uint8_t secret[MSH_SECRET_BYTES]; /* key of the group's page hash */
@@ -80,6 +82,12 @@ typedef struct MshSegmentNotice { /* SEGMENT, RETIRED, FORGOTTEN, EMPTYING */
     uint32_t segment;
     uint32_t reserved;
 } MshSegmentNotice;
+
+typedef struct MshSessionNotice { /* LEFT */
+    MshMessageHeader header;
+    uint32_t session;
+    uint32_t reserved;
+} MshSessionNotice;
 
 #define MSH_MESSAGE_BYTES_MAX 512u
 
@@ -149,6 +157,7 @@ static_assert(sizeof(MshHello) == 88, "wire layout");
 static_assert(sizeof(MshWelcome) == 280, "wire layout");
 static_assert(sizeof(MshRefused) == 200, "wire layout");
 static_assert(sizeof(MshSegmentNotice) == 16, "wire layout");
+static_assert(sizeof(MshSessionNotice) == 16, "wire layout");
 static_assert(sizeof(MshRequest) == 24, "wire layout");
 static_assert(sizeof(MshReply) == 24, "wire layout");
 static_assert(sizeof(MshRingMemory) % 4096 == 0, "wire layout");
