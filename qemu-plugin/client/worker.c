@@ -472,10 +472,25 @@ static void hand_over_if_asked(MshEngine *engine)
         hand_over(engine);
 }
 
+/* Nothing new is shared: what hints brought is given back, to be asked about when that is over. */
+static void turn_down(MshEngine *engine)
+{
+    if (engine->pending.count == 0)
+        return;
+    for (size_t i = 0; i < engine->pending.count; i++)
+        if (engine->pending.items[i].slot != MSH_SLOT_ZERO)
+            msh_worker_return_slots(engine, &(MshSlot){engine->pending.items[i].slot}, 1);
+    engine->pending.count = 0;
+    atomic_store(&engine->wants_anew, true);
+}
+
 /* One step of the scan thread. Work lock. Returns for how long there is nothing to do. */
 static uint64_t step(MshEngine *engine, MshPacing *pacing)
 {
     bool is_connected = poll_exchange(engine);
+    bool is_paused = atomic_load(&engine->scan_rate_pages) == 0;
+    if (is_paused && engine->asking_count == 0)
+        turn_down(engine);
     hand_over_if_asked(engine); /* hints */
     flush_returned(engine);
     if (msh_engine_mode(engine) < MSH_MODE_CONTENT && msh_release_is_due(engine)) {
@@ -493,7 +508,7 @@ static uint64_t step(MshEngine *engine, MshPacing *pacing)
         return SECOND_NS / 10;
     }
     uint64_t now_ns = msh_engine_now_ns();
-    if (atomic_load(&engine->scan_rate_pages) == 0) {
+    if (is_paused) {
         pause_tracking(engine);
         /* No pass ends that would do it, and what was under way goes on. */
         if (now_ns >= engine->account_earliest_ns || moves(engine) != engine->accounted_moves)

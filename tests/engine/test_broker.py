@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 
-from tests.lib.broker import Broker, wait_until
+from tests.lib.broker import Broker, Client, page_of, wait_until
 from tests.lib.memory import PAGE_BYTES, Memory
 from tests.lib.native import ROOT
+from tests.lib.wire import ReplyOp
 
 from memshare.engine import Engine, EngineError
 
@@ -128,6 +129,30 @@ def test_I10_what_a_paused_engine_saves_is_of_now(broker: Broker) -> None:
     finally:
         for guest in guests:
             guest.kill()
+
+
+def test_a_paused_engine_merges_nothing_that_it_is_told_of(broker: Broker) -> None:
+    """Another brings a page that it asked about: it gives the grant back, and shares when it goes on."""
+    memory = Memory(1)
+    memory.write(0, page_of(1))
+    with (
+        Engine(broker.socket_path(), nothing_pinned=True) as engine,
+        Client(broker.socket_path()).hello("other") as other,
+    ):
+        engine.register(memory.buffer)
+        for _ in range(3):
+            engine.scan_once()
+        engine.set(scan_rate=0)
+        engine.start()
+        assert other.share(page_of(1), 1).op == ReplyOp.MATCH
+        control = broker.control()
+        wait_until(lambda: control.group()["releases"] == 1, "the hint is turned down")
+        assert control.group()["grants"] == 1
+        control.close()
+        assert engine.stats()["windows"] == 0
+        engine.set(scan_rate=100_000)
+        wait_until(lambda: engine.stats()["shared_pages"] == 1, "it goes on")
+        memory.check()
 
 
 def _is_waiting(engine: Engine) -> bool:
