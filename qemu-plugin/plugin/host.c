@@ -158,25 +158,31 @@ static MshPinner ring_pinner(int fd)
     return MSH_PINNER_UNKNOWN;
 }
 
-/* Looks at no file system that may not answer. */
+/* Looks at no file system that may not answer. Guests wait for it, and QEMU may have hundreds: most are files
+ * and sockets, which are told without their names. I8 */
 static MshPinner descriptor_pinner(int fd)
 {
     char link[64];
-    struct stat status;
+    struct statx status;
     int flags = fcntl(fd, F_GETFL);
 
     if (flags < 0)
         return MSH_PINNER_NONE;
+    MshPinner plain = (flags & O_DIRECT) != 0 ? MSH_PINNER_BLOCK_LAYER : MSH_PINNER_NONE;
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) < 0)
+        status.stx_mode = 0;
+    if (S_ISREG(status.stx_mode) || S_ISDIR(status.stx_mode) || S_ISSOCK(status.stx_mode))
+        return plain;
+    if (S_ISFIFO(status.stx_mode))
+        return MSH_PINNER_NONE; /* there, the flag means packets */
     describe(fd, link, sizeof(link));
     if (strcmp(link, "anon_inode:kvm-vm") == 0)
         return MSH_PINNER_KVM;
     if (strcmp(link, "anon_inode:[io_uring]") == 0)
         return ring_pinner(fd);
     if (strncmp(link, "/dev/", strlen("/dev/")) == 0)
-        return msh_host_device_pinner(link, fstat(fd, &status) == 0 && S_ISBLK(status.st_mode));
-    if (strncmp(link, "pipe:", strlen("pipe:")) == 0)
-        return MSH_PINNER_NONE; /* there, the flag means packets */
-    return (flags & O_DIRECT) != 0 ? MSH_PINNER_BLOCK_LAYER : MSH_PINNER_NONE;
+        return msh_host_device_pinner(link, S_ISBLK(status.stx_mode));
+    return S_ISBLK(status.stx_mode) ? MSH_PINNER_BLOCK_LAYER : plain;
 }
 
 MshPins msh_host_pins(void)
