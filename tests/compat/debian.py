@@ -30,7 +30,8 @@ WRAPPER = f"""\
 root=$(cd "$(dirname "$0")" && pwd)/root
 export QEMU_MODULE_DIR="$root/{LIBRARIES}/qemu"
 exec "$root/lib64/ld-linux-x86-64.so.2" --argv0 "$0" --library-path "$root/{LIBRARIES}" \\
-    "$root/usr/bin/{BINARY}" -L "$root/usr/share/seabios" -L "$root/usr/share/qemu" "$@"
+    "$root/usr/bin/{BINARY}" -L "$root/usr/share/seabios" -L "$root/usr/lib/ipxe/qemu" \\
+    -L "$root/usr/share/qemu" "$@"
 """
 
 
