@@ -31,7 +31,8 @@
 /* Wrong releases that may be an engine's mistake; more are not. */
 #define BAD_RELEASES_MAX 64u
 
-#define BELL_ALARM_US 50000
+/* Short: a write that does not block is never broken off by it, and others wait for one that does. */
+#define BELL_ALARM_US 2000
 
 static bool may_be_served(const MshSession *session)
 {
