@@ -74,7 +74,7 @@ class Sampler:
             try:
                 self._pss[guest.name] = procfs.smaps_rollup(guest.pid)["Pss"]
             except (OSError, KeyError):
-                self._pss.pop(guest.name)  # it is ending
+                self._pss.pop(guest.name, None)  # it is ending
 
     def _read_psi(self) -> dict[str, int]:
         try:

@@ -102,10 +102,15 @@ class Watch:
             await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
 
     async def looks(self) -> None:
-        """See what guests hold, until cancelled."""
+        """See what guests hold, until cancelled; a look at one that ends meanwhile is left out."""
         while True:
-            async with self._still:
-                await asyncio.to_thread(self._reckoner.look)
+            try:
+                async with self._still:
+                    guests = self._lab.running
+                    await asyncio.to_thread(self._reckoner.look)
+            except MemshareError:
+                if not await _has_any_ended(guests):
+                    raise
             await asyncio.sleep(LOOK_SECONDS)
 
     async def oracles(self) -> None:
@@ -120,8 +125,7 @@ class Watch:
         try:
             await self._count(guests, with_cost)
         except MemshareError:
-            ended = await asyncio.gather(*(guest.has_ended() for guest in guests))
-            if not any(ended):
+            if not await _has_any_ended(guests):
                 raise
 
     async def _count(self, guests: Sequence[Guest], with_cost: bool) -> None:
@@ -159,6 +163,10 @@ class Watch:
                         raise OutOfMemoryError(f"out of memory: {guest.name} was killed")
                     raise MemshareError(f"guest {guest.name} ended: {guest.last_words()}")
             await asyncio.sleep(VIGIL_SECONDS)
+
+
+async def _has_any_ended(guests: Sequence[Guest]) -> bool:
+    return any(await asyncio.gather(*(guest.has_ended() for guest in guests)))
 
 
 async def _let_go(guest: Guest) -> None:
