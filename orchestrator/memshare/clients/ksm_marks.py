@@ -71,6 +71,20 @@ class Marks:
             known.pop(pid, None)
 
 
+def refuse_tuner() -> None:
+    """Raise where another program steers KSM."""
+    for pid in processes():
+        folder = procfs.PROC / str(pid)
+        try:
+            tuner = _tuner(folder, (folder / "comm").read_text().strip())
+        except OSError:
+            continue  # ended meanwhile
+        if tuner:
+            raise HostError(
+                f"{tuner}, process {pid}, steers KSM on this host", f"systemctl stop {tuner}"
+            )
+
+
 def _tuner(folder: Path, name: str) -> str:
     """Which of TUNERS a process is, by its name or as a script."""
     names = {name}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memshare.bench.machine import spawn
-from memshare.clients import ksm, procfs
+from memshare.clients import ksm, ksm_marks, procfs
 from memshare.errors import HostError
 from memshare.experiment.engine import Engine, Figures, Lab
 from memshare.experiment.leavings import KSMTUNED_PID
@@ -59,11 +59,14 @@ class Ksm(Engine):
         self._knobs = KNOBS[kind]
         self._before = Before(0, None, 0)
         self._pid = 0
+        #: Knobs that nobody else may set meanwhile, as they are.
+        self._kept: dict[str, str] = {}
 
     async def open(self) -> None:
         """Have KSM alone, and set its knobs."""
         self._stack.enter_context(ksm.preserved())
         ksm.refuse_other_marks()
+        ksm_marks.refuse_tuner()
         self._pid = ksm.ksmd_pid()
         ksm.write_knobs({"run": ksm.RUN_UNMERGE})
         known = ksm.read_knobs().keys()
@@ -71,12 +74,16 @@ class Ksm(Engine):
         if missing := {name for name in ("advisor_mode",) if self._knobs[name] != "none"} - known:
             raise HostError(f"this kernel's KSM has no {', '.join(missing)}", "Linux 6.8 has it")
         ksm.write_knobs({**knobs, "run": ksm.RUN_STOP})
+        self._kept = {**knobs, "run": ksm.RUN_STOP}
+        if self._knobs["advisor_mode"] != "none":
+            del self._kept["pages_to_scan"]  # the advisor's
         counters = ksm.read_counters()
         self._before = Before(procfs.cpu_ns(self._pid), counters.pages_scanned, counters.full_scans)
 
     async def start(self) -> None:
         """Let ksmd run."""
         ksm.write_knobs({"run": ksm.RUN_MERGE})
+        self._kept["run"] = ksm.RUN_MERGE
 
     async def figures(self) -> Figures:
         """Read its counters."""
@@ -97,8 +104,14 @@ class Ksm(Engine):
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
-        """Have ksmd rest: the kernel returns from `run` when it does."""
-        before = ksm.read_knobs()["run"]
+        """Have ksmd rest: the kernel returns from `run` when it does. Raises where somebody else has set a knob."""
+        now = ksm.read_knobs()
+        before = now["run"]
+        for name, value in self._kept.items():
+            if now[name] != value:
+                raise HostError(
+                    f"KSM's {name} was {value} and is {now[name]}: something else on this host steers KSM"
+                )
         await asyncio.to_thread(ksm.write_knobs, {"run": ksm.RUN_STOP})
         try:
             yield
@@ -124,9 +137,11 @@ class Ksmtuned(Ksm):
         if not KSMTUNED.exists():
             raise HostError(
                 f"{KSMTUNED}: not there",
-                "apt-get install ksmtuned; of a package that is only unpacked, MEMSHARE_KSMTUNED names the script",
+                "apt-get download ksmtuned, dpkg-deb -x it into a folder, and have MEMSHARE_KSMTUNED name the script there; "
+                "or install it, and systemctl disable --now ksm ksmtuned, so that it does not steer this host's KSM",
             )
         await super().open()
+        self._kept = {}  # the script sets what it likes
 
     async def start(self) -> None:
         """Run the script: it leaves a loop behind that starts and stops ksmd."""

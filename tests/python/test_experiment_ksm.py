@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KSM as an engine of an experiment, on knobs in a folder: nothing else steers it, and what it lacks is said."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from memshare.clients import ksm, ksm_marks
+from memshare.errors import HostError
+from memshare.experiment import ksm as engine_ksm
+from memshare.experiment.ksm import Ksm, Ksmtuned
+from memshare.experiment.plan import EngineKind
+
+KNOBS_BEFORE = {
+    "advisor_mode": "none",
+    "pages_to_scan": "77",
+    "run": "0",
+    "sleep_millisecs": "33",
+    "use_zero_pages": "1",
+}
+COUNTERS = "pages_shared pages_sharing pages_unshared pages_volatile full_scans ksm_zero_pages"
+
+
+@pytest.fixture
+def knobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the kernel's, on a host where nobody has marked memory or steers it."""
+    folder = tmp_path / "ksm"
+    folder.mkdir()
+    for name, value in KNOBS_BEFORE.items():
+        (folder / name).write_text(value)
+    for name in COUNTERS.split():
+        (folder / name).write_text("0")
+        (folder / name).chmod(0o444)
+    monkeypatch.setattr(ksm, "KSM", folder)
+    monkeypatch.setattr(ksm, "processes_marked", list)
+    monkeypatch.setattr(ksm, "ksmd_pid", os.getpid)
+    monkeypatch.setattr(ksm_marks, "processes", frozenset)
+    return folder
+
+
+def engine(kind: EngineKind, folder: Path) -> Ksm:
+    lab = cast(Any, SimpleNamespace(folder=folder))
+    return Ksmtuned(lab, kind) if kind is EngineKind.KSMTUNED else Ksm(lab, kind)
+
+
+@contextmanager
+def tuner(folder: Path) -> Iterator[int]:
+    """A script that is taken for ksmtuned; gives its id."""
+    script = folder / "ksmtuned"
+    script.write_text("#!/bin/sh\necho ready; read word\n")
+    command = ["/bin/sh", str(script)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        yield process.pid
+        process.kill()
+
+
+async def test_no_other_tuner_is_measured(
+    knobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tuner(tmp_path) as pid:
+        monkeypatch.setattr(ksm_marks, "processes", lambda: frozenset({pid}))
+        with pytest.raises(HostError, match=f"ksmtuned, process {pid}, steers KSM") as caught:
+            await engine(EngineKind.KSM_FULL, tmp_path).__aenter__()
+        assert caught.value.hint == "systemctl stop ksmtuned"
+    assert ksm.read_knobs() == KNOBS_BEFORE  # and what has ended steers nothing
+    async with engine(EngineKind.KSM_FULL, tmp_path):
+        assert ksm.read_knobs()["pages_to_scan"] == "100000"
+    assert ksm.read_knobs() == KNOBS_BEFORE
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (EngineKind.KSM_DEFAULT, "run", "0"),
+        (EngineKind.KSM_DEFAULT, "pages_to_scan", "1250"),
+        (EngineKind.KSM_ADVISOR, "sleep_millisecs", "10"),
+    ],
+)
+async def test_who_sets_a_knob_meanwhile_is_noticed(
+    knobs: Path, tmp_path: Path, kind: EngineKind, name: str, value: str
+) -> None:
+    async with engine(kind, tmp_path) as one:
+        async with one.held():
+            pass
+        await one.start()
+        async with one.held():
+            assert ksm.read_knobs()["run"] == ksm.RUN_STOP
+        assert ksm.read_knobs()["run"] == ksm.RUN_MERGE
+        (knobs / name).write_text(value)
+        with pytest.raises(HostError, match=f"KSM's {name} was [0-9]+ and is {value}: "):
+            async with one.held():
+                pytest.fail("measured something else")
+    assert ksm.read_knobs() == KNOBS_BEFORE
+
+
+async def test_what_steers_may_set_knobs(
+    knobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine(EngineKind.KSM_ADVISOR, tmp_path) as one:
+        assert ksm.read_knobs()["advisor_mode"] == "scan-time"
+        (knobs / "pages_to_scan").write_text("3000")
+        async with one.held():
+            pass
+    monkeypatch.setattr(engine_ksm, "KSMTUNED", Path("/bin/true"))
+    async with engine(EngineKind.KSMTUNED, tmp_path) as one:
+        (knobs / "run").write_text(ksm.RUN_MERGE)
+        (knobs / "pages_to_scan").write_text("1250")
+        async with one.held():
+            assert ksm.read_knobs()["run"] == ksm.RUN_STOP
+        assert ksm.read_knobs()["run"] == ksm.RUN_MERGE
+
+
+async def test_the_hint_about_ksmtuned_starts_no_service(
+    knobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_ksm, "KSMTUNED", tmp_path / "none")
+    with pytest.raises(HostError, match="none: not there") as caught:
+        await engine(EngineKind.KSMTUNED, tmp_path).__aenter__()
+    hint = caught.value.hint or ""
+    assert hint.startswith("apt-get download ksmtuned") and "disable --now ksm ksmtuned" in hint
