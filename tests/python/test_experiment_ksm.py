@@ -13,6 +13,7 @@ import pytest
 
 from memshare.clients import ksm, ksm_marks
 from memshare.errors import HostError
+from memshare.experiment import engines
 from memshare.experiment import ksm as engine_ksm
 from memshare.experiment.ksm import Ksm, Ksmtuned
 from memshare.experiment.plan import EngineKind
@@ -45,7 +46,7 @@ def knobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def engine(kind: EngineKind, folder: Path) -> Ksm:
-    lab = cast(Any, SimpleNamespace(folder=folder))
+    lab = cast(Any, SimpleNamespace(folder=folder, build=folder))
     return Ksmtuned(lab, kind) if kind is EngineKind.KSMTUNED else Ksm(lab, kind)
 
 
@@ -125,3 +126,16 @@ async def test_the_hint_about_ksmtuned_starts_no_service(
         await engine(EngineKind.KSMTUNED, tmp_path).__aenter__()
     hint = caught.value.hint or ""
     assert hint.startswith("apt-get download ksmtuned") and "disable --now ksm ksmtuned" in hint
+
+
+def test_what_this_kernel_lacks_is_said_before_the_first_run(knobs: Path, tmp_path: Path) -> None:
+    for kind in (EngineKind.KSM_DEFAULT, EngineKind.KSM_FULL, EngineKind.KSM_ADVISOR):
+        engines.check(kind, tmp_path)
+    (knobs / "advisor_mode").unlink()
+    engines.check(EngineKind.KSM_FULL, tmp_path)
+    with pytest.raises(HostError, match="KSM has no advisor_mode"):
+        engines.check(EngineKind.KSM_ADVISOR, tmp_path)
+    knobs.rename(tmp_path / "away")
+    with pytest.raises(HostError, match="this kernel has no KSM"):
+        engines.check(EngineKind.KSM_FULL, tmp_path)
+    engines.check(EngineKind.OFF, tmp_path)

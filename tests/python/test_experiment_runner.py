@@ -11,9 +11,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
-from memshare.errors import UsageError
-from memshare.experiment import runner, summary
+from memshare.cli import bench_run
+from memshare.errors import MemshareError, UsageError
+from memshare.experiment import ksm, runner, summary
 from memshare.experiment.plan import EngineKind, Plan
 from memshare.experiment.record import (
     Experiment,
@@ -179,6 +181,26 @@ def test_a_run_that_fails_leaves_no_result_and_ends_the_plan(
     with pytest.raises(UsageError, match="no"):
         asyncio.run(runner.conduct(plan, tmp_path / "e", make))
     assert [path.name for path in (tmp_path / "e").glob("*/result.json")] == ["result.json"]
+
+
+@pytest.mark.parametrize("lacking", ["libmemshare-qemu.so", "memshared", "ksmtuned"])
+def test_what_any_engine_lacks_is_said_before_the_first_run(
+    tmp_path: Path, plan_file: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    plan_file.write_text(PLAN.replace('"memshare"]', '"ksmtuned", "memshare"]'))
+    for path in ("plugin/libmemshare-qemu.so", "broker/memshared", "ksmtuned"):
+        file = tmp_path / "qemu-plugin" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.name != lacking:
+            file.touch()
+    monkeypatch.setenv("MEMSHARE_BUILD", str(tmp_path))
+    monkeypatch.setattr(ksm, "KSMTUNED", tmp_path / "qemu-plugin" / "ksmtuned")
+    monkeypatch.setattr(runner, "images_of", lambda _plan: pytest.fail("went on"))
+    arguments = [str(plan_file), "--output", str(tmp_path / "e")]
+    done = CliRunner().invoke(bench_run.command, arguments)
+    assert isinstance(done.exception, MemshareError)
+    assert f"{lacking}: not there" in str(done.exception)
+    assert not (tmp_path / "e").exists()
 
 
 def test_a_folder_is_used_for_one_experiment_only(tmp_path: Path, plan_file: Path) -> None:

@@ -74,7 +74,7 @@ async def _conduct(file: Path, folder: Path, *, resume: bool) -> list[RunResult]
     try:
         from memshare.bench.progress import Progress
         from memshare.bench.rig import SOURCE
-        from memshare.experiment import runner
+        from memshare.experiment import engines, runner
         from memshare.experiment.run import Run
     except ImportError as error:
         raise HostError(
@@ -84,7 +84,10 @@ async def _conduct(file: Path, folder: Path, *, resume: bool) -> list[RunResult]
     progress = Progress()
     try:
         build = runner.build_folder(SOURCE)
-        images = await asyncio.to_thread(runner.images_of, plans.load(file))
+        asked = plans.load(file)
+        for kind in asked.engines:  # now, not in hours when its turn comes
+            engines.check(kind, build)
+        images = await asyncio.to_thread(runner.images_of, asked)
         plan = runner.open_folder(folder, file, runner.host_facts(images), resume=resume)
 
         async def make(repeat: int, engine: EngineKind, place: RunFolder) -> RunResult:

@@ -16,7 +16,7 @@ from memshare.bench.cgroup import MemoryCgroup
 from memshare.clients import ksm
 from memshare.errors import HostError
 from memshare.experiment.guest import Guest
-from memshare.experiment.plan import Plan
+from memshare.experiment.plan import EngineKind, Plan
 
 
 class Lab(NamedTuple):
@@ -51,10 +51,16 @@ class Engine(ABC):
     #: Whether QEMU marks its memory for KSM, which is also how an owner says that it may be shared at all.
     mem_merge = True
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, kind: EngineKind) -> None:
         """Make nothing yet."""
         self.lab = lab
+        self.kind = kind
         self._stack = AsyncExitStack()
+
+    @classmethod
+    @abstractmethod
+    def check(cls, kind: EngineKind, build: Path) -> None:
+        """Raise where this host or build lacks what it needs, whatever else goes on. Its turn may come much later."""
 
     def arguments(self, name: str) -> list[str]:
         """Return what QEMU is told more, for that guest."""
@@ -88,6 +94,7 @@ class Engine(ABC):
 
     async def __aenter__(self) -> Self:
         """Make what it needs."""
+        self.check(self.kind, self.lab.build)
         try:
             await self.open()
         except BaseException:
@@ -122,6 +129,10 @@ class Off(Engine):
     """Nothing is shared."""
 
     mem_merge = False
+
+    @classmethod
+    def check(cls, kind: EngineKind, build: Path) -> None:
+        """Need nothing."""
 
     async def open(self) -> None:
         """See that nobody else shares."""

@@ -55,12 +55,20 @@ class Ksm(Engine):
 
     def __init__(self, lab: Lab, kind: EngineKind) -> None:
         """Touch nothing yet."""
-        super().__init__(lab)
+        super().__init__(lab, kind)
         self._knobs = KNOBS[kind]
         self._before = Before(0, None, 0)
         self._pid = 0
         #: Knobs that nobody else may set meanwhile, as they are.
         self._kept: dict[str, str] = {}
+
+    @classmethod
+    def check(cls, kind: EngineKind, build: Path) -> None:
+        """Look for the advisor, where it is used."""
+        if not ksm.KSM.is_dir():
+            raise HostError("this kernel has no KSM")
+        if KNOBS[kind]["advisor_mode"] != "none" and "advisor_mode" not in ksm.read_knobs():
+            raise HostError("this kernel's KSM has no advisor_mode", "Linux 6.8 has it")
 
     async def open(self) -> None:
         """Have KSM alone, and set its knobs."""
@@ -71,8 +79,6 @@ class Ksm(Engine):
         ksm.write_knobs({"run": ksm.RUN_UNMERGE})
         known = ksm.read_knobs().keys()
         knobs = {name: value for name, value in self._knobs.items() if name in known}
-        if missing := {name for name in ("advisor_mode",) if self._knobs[name] != "none"} - known:
-            raise HostError(f"this kernel's KSM has no {', '.join(missing)}", "Linux 6.8 has it")
         ksm.write_knobs({**knobs, "run": ksm.RUN_STOP})
         self._kept = {**knobs, "run": ksm.RUN_STOP}
         if self._knobs["advisor_mode"] != "none":
@@ -132,16 +138,21 @@ class Ksmtuned(Ksm):
         """Let the script see that guest."""
         return [*super().arguments(name), *SEEN_BY_KSMTUNED]
 
-    async def open(self) -> None:
+    @classmethod
+    def check(cls, kind: EngineKind, build: Path) -> None:
         """Look for the script."""
+        super().check(kind, build)
         if not KSMTUNED.exists():
             raise HostError(
                 f"{KSMTUNED}: not there",
                 "apt-get download ksmtuned, dpkg-deb -x it into a folder, and have MEMSHARE_KSMTUNED name the script there; "
                 "or install it, and systemctl disable --now ksm ksmtuned, so that it does not steer this host's KSM",
             )
+
+    async def open(self) -> None:
+        """Let the script set what it likes."""
         await super().open()
-        self._kept = {}  # the script sets what it likes
+        self._kept = {}
 
     async def start(self) -> None:
         """Run the script: it leaves a loop behind that starts and stops ksmd."""

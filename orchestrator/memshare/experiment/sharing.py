@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 from memshare.bench.daemon import configuration, open_daemon
 from memshare.bench.fleet import start_broker
@@ -21,6 +22,8 @@ from memshare.experiment.guest import Guest
 from memshare.experiment.plan import EngineKind
 from memshare.model import PLUGIN_FILE, Mode, PageStats
 
+PLUGIN = Path("qemu-plugin", "plugin", PLUGIN_FILE)
+BROKER = Path("qemu-plugin", "broker", "memshared")
 GROUP = "experiment"
 REST_SECONDS = 30.0
 STILL_LOOKS = 6
@@ -31,7 +34,7 @@ class Memshare(Engine):
 
     def __init__(self, lab: Lab, kind: EngineKind) -> None:
         """Start nothing yet."""
-        super().__init__(lab)
+        super().__init__(lab, kind)
         self._mode = Mode.ZERO if kind is EngineKind.MEMSHARE_ZERO else Mode.CONTENT
         self._is_started = False
         self._broker: asyncio.subprocess.Process | None = None
@@ -53,13 +56,17 @@ class Memshare(Engine):
             options += f",mode={self._mode}" + (f",scan-rate={rate}" if rate else "")
         return ["-plugin", f"{self.lab.folder}/{PLUGIN_FILE},{options}"]
 
+    @classmethod
+    def check(cls, kind: EngineKind, build: Path) -> None:
+        """Look for plugin and broker."""
+        for file in (build / PLUGIN, build / BROKER):
+            if not file.exists():
+                raise MemshareError(f"{file}: not there", "run ./dev build")
+
     async def open(self) -> None:
         """Start the broker."""
         refuse_ksmd()
-        plugin = self.lab.build / "qemu-plugin" / "plugin" / PLUGIN_FILE
-        if not plugin.exists():
-            raise MemshareError(f"{plugin}: not there", "run ./dev build")
-        shutil.copyfile(plugin, self.lab.folder / PLUGIN_FILE)
+        shutil.copyfile(self.lab.build / PLUGIN, self.lab.folder / PLUGIN_FILE)
         self._broker = await start_broker(
             self.lab.folder, self.lab.build, GROUP, self.lab.cgroup.enter
         )
