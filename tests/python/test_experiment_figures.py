@@ -147,17 +147,28 @@ def test_guests_figures_by_hand() -> None:
     readings = [
         a_reading(41, operations=100),
         a_reading(42, operations=300, longest_stall_us=70),
-        a_reading(43, operations=400, interval_seconds=2.0),
+        a_reading(43, operations=500, interval_seconds=2.0),
         a_reading(43, guest="g1", operations=50, longest_stall_us=None),
         a_reading(44, load="idle", operations=0, latency_us={}, longest_stall_us=9),
     ]
     web, idle = f.noticed([a_run(SAMPLES, readings=readings)])
-    assert (web.phase, web.load, web.operations) == ("load", "web", 850)
-    assert web.rates == {"00/g0": 200.0, "00/g1": 50.0}
-    assert (web.rate, web.longest_stall_us) == (125.0, 70)
+    assert (web.phase, web.load, web.operations) == ("load", "web", 950)
+    assert web.rates == {"00/g0": 225.0, "00/g1": 50.0}
+    assert (web.rate, web.longest_stall_us) == (137.5, 70)
     assert (web.p50_us, web.p99_us, web.p999_us) == (100, None, None)
     assert web.missing_tail == "400 operations, fewer than 100000"
     assert (idle.rates, idle.rate, idle.p50_us, idle.longest_stall_us) == ({}, None, None, 9)
+
+
+def test_the_rate_of_a_load_that_works_and_rests_is_of_all_its_time() -> None:
+    for late in range(3):  # when it is asked is chance
+        asked = [900 if number % 3 == late else 0 for number in range(12)]
+        readings = [
+            a_reading(40 + 2 * number, operations=operations, interval_seconds=2.0, load="allocate")
+            for number, operations in enumerate(asked)
+        ]
+        (found,) = f.noticed([a_run(SAMPLES, readings=readings)])
+        assert found.rates == {"00/g0": 150.0}
 
 
 def test_a_tail_is_told_from_a_hundred_thousand_operations_on() -> None:

@@ -141,8 +141,9 @@ class RunFigures(Record, frozen=True, kw_only=True):
 class Noticed(Record, frozen=True, kw_only=True):
     """What guests of one engine had of a load in a phase: all its repeats, or one run.
 
-    rates: operations a second of each guest, keyed "repeat/guest"; medians over its readings. Latencies are upper bounds of
-    the histogram's buckets; one with too few operations above it is None, and missing_tail says so of p99.9.
+    rates: operations a second of each guest, keyed "repeat/guest"; over all its readings together, for a load that works and
+    rests in turn is in each of them more of one than of the other. Latencies are upper bounds of the histogram's buckets; one
+    with too few operations above it is None, and missing_tail says so of p99.9.
     """
 
     phase: str
@@ -362,12 +363,10 @@ def noticed(runs: Sequence[Run]) -> list[Noticed]:
 
 
 def _noticed(phase: str, load: str, readings: Sequence[tuple[int, GuestReading]]) -> Noticed:
-    rates: dict[str, list[float]] = {}
+    by_guest: dict[str, list[GuestReading]] = {}
     for repeat, reading in readings:
         if reading.interval_seconds > 0:
-            rates.setdefault(f"{repeat:02d}/{reading.guest}", []).append(
-                reading.operations / reading.interval_seconds
-            )
+            by_guest.setdefault(f"{repeat:02d}/{reading.guest}", []).append(reading)
     operations = sum(reading.operations for _, reading in readings)
     histogram = merge(reading.latency_us for _, reading in readings)
     known = sum(histogram.values())
@@ -377,7 +376,10 @@ def _noticed(phase: str, load: str, readings: Sequence[tuple[int, GuestReading]]
         load=load,
         operations=operations,
         # A load that counts no operations has no rate; one that came to a halt in some reading has.
-        rates={guest: statistics.median(seen) for guest, seen in rates.items()}
+        rates={
+            guest: sum(one.operations for one in seen) / sum(one.interval_seconds for one in seen)
+            for guest, seen in by_guest.items()
+        }
         if operations
         else {},
         p50_us=quantile_us(histogram, 0.5),
