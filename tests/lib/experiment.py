@@ -218,9 +218,9 @@ def write_run(folder: RunFolder, repeat: int, engine: EngineKind, steps: Sequenc
             },
             integrity="ok",
             ended="budget" if steps else "finished",
-            load_before=0.1,
             steps=tuple(steps),
             longest_oracle_stop_seconds=0.4,
+            busy_before_ratio=0.05,
         ),
     )
 

@@ -73,7 +73,7 @@ def a_run(engine: EngineKind, oracles: list[OracleReading], integrity: str = "ok
     return Run(
         result=RunResult(
             repeat=0, engine=engine, started_utc="", wall_seconds=1, last_boot_seconds=1,
-            phases={PHASE: (1.0, 50.0)}, integrity="ok", ended="finished", load_before=0.0,
+            phases={PHASE: (1.0, 50.0)}, integrity="ok", ended="finished",
         ),
         samples=[a_sample(10, 0.5), a_sample(50, 2.25), a_sample(90, 7.0)],
         readings=[reading],

@@ -59,7 +59,7 @@ def a_run(
 ) -> Run:
     data = {
         "repeat": 0, "engine": EngineKind.MEMSHARE, "started_utc": "", "wall_seconds": 1.0,
-        "last_boot_seconds": 20.0, "phases": {}, "integrity": "ok", "ended": "finished", "load_before": 0.0,
+        "last_boot_seconds": 20.0, "phases": {}, "integrity": "ok", "ended": "finished",
     }  # fmt: skip
     return Run(
         result=RunResult(**{**data, **changes}),

@@ -202,6 +202,20 @@ def test_what_was_broken_off_is_not_counted_but_its_integrity_is(folder: Path) -
     assert not made.is_clean
 
 
+def test_others_at_work_are_told_and_the_run_before_is_not(folder: Path) -> None:
+    def told() -> list[str]:
+        return [one for one in report.build(recording.read(folder)).caveats if "Others" in one]
+
+    change(RunFolder(folder, 0, EngineKind.OFF), busy_before_ratio=0.2)
+    change(RunFolder(folder, 1, EngineKind.OFF), busy_before_ratio=None)
+    assert told() == []
+    change(RunFolder(folder, 0, EngineKind.MEMSHARE), busy_before_ratio=0.62)
+    change(RunFolder(folder, 1, EngineKind.MEMSHARE), busy_before_ratio=0.5)
+    assert told() == [
+        "Others were at work on this host when 2 of 6 runs started: they kept up to 62% of its CPUs busy."
+    ]
+
+
 def test_half_reached_is_told(folder: Path) -> None:
     one = RunFolder(folder, 0, EngineKind.MEMSHARE)
     lines = one.oracles.read_text().splitlines(keepends=True)

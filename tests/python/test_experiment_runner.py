@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from memshare.cli import bench_run
+from memshare.clients import procfs
 from memshare.errors import MemshareError, UsageError
-from memshare.experiment import ksm, runner, summary
+from memshare.experiment import ksm, run, runner, summary
 from memshare.experiment.plan import EngineKind, Plan
 from memshare.experiment.record import (
     Experiment,
@@ -103,7 +104,6 @@ def result_of(repeat: int, engine: EngineKind, **changes: Any) -> RunResult:
         phases={"idle": (0.5, 1.0)},
         integrity="ok",
         ended="finished",
-        load_before=0.0,
     )
     return msgspec.structs.replace(result, **changes)
 
@@ -157,6 +157,15 @@ def test_what_was_killed_goes_on_where_it_was(tmp_path: Path, plan_file: Path) -
     assert [(r.repeat, r.engine) for r in results] == plan.runs()
     assert [place.result.stat().st_mtime_ns for place in places[:2]] == kept
     assert (folder / "01-off.unfinished-1" / "samples.jsonl").exists()
+
+
+async def test_how_busy_a_host_is_has_nothing_of_what_was_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = iter([procfs.CpuTicks(busy=900, total=1000), procfs.CpuTicks(busy=950, total=1200)])
+    monkeypatch.setattr(procfs, "cpu_ticks", lambda: next(ticks))
+    monkeypatch.setattr(run, "BUSY_SECONDS", 0.0)
+    assert await run.busy_ratio() == 0.25
 
 
 def test_each_interruption_is_kept_apart(tmp_path: Path) -> None:

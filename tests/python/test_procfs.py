@@ -35,6 +35,13 @@ def test_smaps() -> None:
     assert empty == {"Size": 4096, "Pss": 0}
 
 
+def test_cpus_are_busy_but_for_idleness_and_disks() -> None:
+    told = ["cpu  1 2 4 100 1000 8 16 32 1 2", "cpu0 1 2 4 100 1000 8 16 32 1 2", "ctxt 5"]
+    assert procfs.parse_cpu_ticks(told) == procfs.CpuTicks(busy=63, total=1163)
+    before = procfs.cpu_ticks()
+    assert 0 < before.busy <= procfs.cpu_ticks().busy < before.total
+
+
 def test_file_mappings_leave_out_anonymous_memory() -> None:
     lines = [
         "7f00-7f10 rw-p 00001000 00:01 42                         /memfd:a name (deleted)",

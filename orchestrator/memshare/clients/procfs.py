@@ -45,6 +45,13 @@ class FileMappings(NamedTuple):
     paths: list[str]
 
 
+class CpuTicks(NamedTuple):
+    """What all CPUs of the host have done since its start, in clock ticks."""
+
+    busy: int
+    total: int
+
+
 def parse_mapping(line: str) -> Mapping:
     """Parse the line that /proc/PID/maps and smaps share."""
     fields = line.split(None, 5)
@@ -156,6 +163,19 @@ def slab_bytes(caches: Iterable[str]) -> int:
 def threads(pid: int) -> int:
     """How many threads a process has."""
     return len(os.listdir(PROC / str(pid) / "task"))
+
+
+def parse_cpu_ticks(lines: Iterable[str]) -> CpuTicks:
+    """Parse /proc/stat. Time of guests is in that of their processes; waiting for a disk is rest."""
+    fields = next(line for line in lines if line.startswith("cpu ")).split()[1:9]
+    user, nice, system, idle, iowait, irq, softirq, steal = (int(field) for field in fields)
+    busy = user + nice + system + irq + softirq + steal
+    return CpuTicks(busy=busy, total=busy + idle + iowait)
+
+
+def cpu_ticks() -> CpuTicks:
+    """Read what all CPUs have done since the host's start."""
+    return parse_cpu_ticks((PROC / "stat").read_text().splitlines())
 
 
 def cpu_seconds(pid: int, *, with_children: bool = False) -> float:

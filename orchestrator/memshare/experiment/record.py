@@ -112,6 +112,7 @@ class RunResult(Record, frozen=True, kw_only=True):
     """How a run ended. last_boot_seconds: when the last guest was up. integrity: "ok", or the first that was wrong.
 
     ended: "finished", "budget" (a ladder that came to its limit), or why it broke off. steps: of a ladder.
+    busy_before_ratio: of the time of all the host's CPUs in the last seconds before the run did anything; 1: all were busy.
     """
 
     repeat: int
@@ -122,9 +123,9 @@ class RunResult(Record, frozen=True, kw_only=True):
     phases: dict[str, tuple[float, float]]
     integrity: str
     ended: str
-    load_before: float
     steps: tuple[Step, ...] = ()
     longest_oracle_stop_seconds: float = 0.0
+    busy_before_ratio: float | None = None
 
 
 class Experiment(Record, frozen=True, kw_only=True):

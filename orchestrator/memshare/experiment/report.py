@@ -26,7 +26,7 @@ from memshare.experiment.statistics import LEAST_VALUES, Summary, summarise
 from memshare.render import Unit, human, human_bytes, human_seconds
 
 SCHEMA = 1
-QUIET_LOAD = 0.5  # of the host's CPUs, when a run started: above that others were at work
+QUIET_RATIO = 0.2  # of the host's CPUs, before a run did anything: above that others were at work
 
 NAMES = {
     EngineKind.OFF: "sharing off",
@@ -267,7 +267,7 @@ def _told(engine: EngineReport, unit: str = "") -> str:
 
 def caveats(recording: Recording, engines: Sequence[EngineReport]) -> list[str]:
     """What a reader must know before believing a figure."""
-    plan, host = recording.plan, recording.experiment.host
+    plan = recording.plan
     results = [run.result for run in recording.runs]
     said = []
     if plan.guests.accel == "tcg":
@@ -294,12 +294,11 @@ def caveats(recording: Recording, engines: Sequence[EngineReport]) -> list[str]:
         f"The oracle was taken {'for each guest that was added' if plan.ladder else coarse}. Guests, and their clocks, stood "
         f"still for it, for at most {human_seconds(stop)}; what they report does not include it."
     )
-    cpus = host.get("cpus")
-    busy = [result for result in results if cpus and result.load_before > QUIET_LOAD * cpus]
+    busy = [ratio for one in results if (ratio := one.busy_before_ratio or 0.0) > QUIET_RATIO]
     if busy:
-        most = max(result.load_before for result in busy)
         said.append(
-            f"Others were at work on this host when {len(busy)} of {len(results)} runs started (load up to {most:.1f})."
+            f"Others were at work on this host when {len(busy)} of {len(results)} runs started: they kept up to "
+            f"{max(busy):.0%} of its CPUs busy."
         )
     if any(engine.engine.is_ksm for engine in engines):
         said.append(

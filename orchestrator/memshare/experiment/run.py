@@ -21,6 +21,7 @@ from memshare.bench.machine import GUEST_UID, Boot
 from memshare.bench.progress import Progress
 from memshare.bench.rig import many_mappings
 from memshare.cli import first_of
+from memshare.clients import procfs
 from memshare.errors import MemshareError
 from memshare.experiment import engines, guest
 from memshare.experiment.engine import Engine, Lab
@@ -37,6 +38,7 @@ from memshare.experiment.watch import OutOfMemoryError, Watch
 #: How long guests do nothing else than verify at the end; a pass of theirs takes a few seconds.
 VERIFY_SECONDS = 6.0
 TELL_SECONDS = 2.0
+BUSY_SECONDS = 2.0
 OOM_SCORE_MIN, OOM_SCORE_MAX = 200, 1000
 
 
@@ -72,8 +74,8 @@ class Run:
 
     async def make(self) -> RunResult:
         """Do it, and write down all but the result."""
+        busy_before_ratio = await busy_ratio()
         started, began = datetime.now(UTC), time.monotonic()
-        load_before = round(os.getloadavg()[0], 2)
         self._folder.path.mkdir(parents=True)
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(work_folder(self._images, self._folder.path))
@@ -105,9 +107,9 @@ class Run:
             phases=self._phases,
             integrity=self._watch.integrity,
             ended=ended,
-            load_before=load_before,
             steps=tuple(self._steps),
             longest_oracle_stop_seconds=round(self._watch.longest_stop_seconds, 3),
+            busy_before_ratio=busy_before_ratio,
         )
 
     async def _observed(self, work: Coroutine[Any, Any, str]) -> str:
@@ -257,6 +259,14 @@ class Run:
 
     def _tell(self, text: str) -> None:
         self._progress.update(f"{self._folder.path.name}: {text}")
+
+
+async def busy_ratio() -> float:
+    """How busy the host's CPUs are now. The load average would still have the run before in it."""
+    before = procfs.cpu_ticks()
+    await asyncio.sleep(BUSY_SECONDS)
+    now = procfs.cpu_ticks()
+    return round((now.busy - before.busy) / max(1, now.total - before.total), 3)
 
 
 def image_folder(folder: Path, image: Image) -> Path:
