@@ -139,3 +139,18 @@ def test_what_this_kernel_lacks_is_said_before_the_first_run(knobs: Path, tmp_pa
     with pytest.raises(HostError, match="this kernel has no KSM"):
         engines.check(EngineKind.KSM_FULL, tmp_path)
     engines.check(EngineKind.OFF, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "zero_bytes"),
+    [(EngineKind.KSM_DEFAULT, None), (EngineKind.KSM_FULL, 3 * 4096)],
+)
+async def test_zeros_are_told_only_where_ksm_tells_them_apart(
+    knobs: Path, tmp_path: Path, kind: EngineKind, zero_bytes: int | None
+) -> None:
+    async with engine(kind, tmp_path) as one:
+        for name, pages in (("ksm_zero_pages", 3), ("pages_sharing", 5)):
+            (knobs / name).write_text(str(pages))
+        figures = await one.figures()
+    assert figures.saved_zero_bytes == zero_bytes
+    assert figures.saved_content_bytes == 5 * 4096

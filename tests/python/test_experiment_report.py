@@ -216,6 +216,26 @@ def test_others_at_work_are_told_and_the_run_before_is_not(folder: Path) -> None
     ]
 
 
+def test_contents_that_have_zeros_among_them_are_told(folder: Path) -> None:
+    words = "KSM without use_zero_pages counts zeros among contents"
+
+    def told() -> tuple[list[str], str]:
+        read = recording.read(folder)
+        made = report.build(read)
+        savings = next(plot for plot in plots.plots_of(read, made) if plot.name == "savings")
+        return [one for one in made.caveats if words in one], savings.caption
+
+    caveats, caption = told()
+    assert caveats == [] and words not in caption
+    for repeat in range(2):
+        samples = RunFolder(folder, repeat, EngineKind.KSM_FULL).samples
+        text = samples.read_text()
+        samples.write_text(re.sub(r'"saved_zero_bytes":\d+', '"saved_zero_bytes":null', text))
+    caveats, caption = told()
+    assert caveats == [f"{words}, so with KSM, full speed nothing is said of zeros."]
+    assert caption.endswith(f" {words}.")
+
+
 def test_half_reached_is_told(folder: Path) -> None:
     one = RunFolder(folder, 0, EngineKind.MEMSHARE)
     lines = one.oracles.read_text().splitlines(keepends=True)

@@ -51,7 +51,7 @@ FIGURES = (
         "saved_zero_bytes",
         "saved: zero",
         Unit.BYTES,
-        "by pages of zeros, at the end, by the engine's own count",
+        "by pages of zeros, at the end, by the engine's own count; KSM without use_zero_pages counts zeros among contents",
     ),
     Figure(
         "saved_content_bytes",

@@ -97,9 +97,11 @@ class Ksm(Engine):
         scanned = None
         if now.pages_scanned is not None and self._before.scanned_pages is not None:
             scanned = now.pages_scanned - self._before.scanned_pages
+        # Without use_zero_pages a page of zeros is one more page that is equal to others.
+        zero = now.zero_pages * PAGE_BYTES if self._knobs["use_zero_pages"] == "1" else None
         return Figures(
             scan_cpu_seconds=(procfs.cpu_ns(self._pid) - self._before.cpu_ns) / 1e9,
-            saved_zero_bytes=now.zero_pages * PAGE_BYTES,
+            saved_zero_bytes=zero,
             saved_content_bytes=now.pages_sharing * PAGE_BYTES,
             scanned_pages=scanned,
         )

@@ -22,7 +22,7 @@ from memshare.experiment.figures import (
 )
 from memshare.experiment.plan import EngineKind
 from memshare.experiment.recording import Recording, Run
-from memshare.experiment.report import NAMES, Report, median
+from memshare.experiment.report import NAMES, Report, median, mixes_zeros
 from memshare.render import Unit, human, human_bytes
 
 GIB = 1 << 30
@@ -305,6 +305,7 @@ def _cpu(recording: Recording, report: Report) -> Plot:
 
 def _savings(report: Report) -> Plot:
     sharing = [engine for engine in report.engines if engine.engine is not EngineKind.OFF]
+    mixed = any(mixes_zeros(engine) for engine in sharing)
 
     def draw(axis: Any) -> None:
         names = [engine.name for engine in sharing]
@@ -319,7 +320,8 @@ def _savings(report: Report) -> Plot:
     return Plot(
         name="savings",
         title="Zero pages and contents",
-        caption="What each engine counted as saved at the end, by pages of zeros and by equal pages that are not zero.",
+        caption="What each engine counted as saved at the end, by pages of zeros and by equal pages that are not zero."
+        + (" KSM without use_zero_pages counts zeros among contents." if mixed else ""),
         alt=f"Saved by zero pages: {_each(report, 'saved_zero_bytes', Unit.BYTES)}. "
         f"By equal contents: {_each(report, 'saved_content_bytes', Unit.BYTES)}.",
         draw=draw,

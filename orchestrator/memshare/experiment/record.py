@@ -33,7 +33,8 @@ class Sample(Record, frozen=True, kw_only=True):
     cache of files, which the kernel would give back first. pss_bytes is the sum over the QEMUs, each read once in so many
     seconds as there are guests. used_bytes is what the
     overcommit ratio is computed with: cgroup_bytes less cgroup_cache_bytes. host_used_bytes is the host's MemTotal less
-    MemAvailable. saved_* is by the engine's own count: of ksmd, zero is ksm_zero_pages, content is pages_sharing.
+    MemAvailable. saved_* is by the engine's own count: of ksmd, zero is ksm_zero_pages, content is pages_sharing;
+    without use_zero_pages zero is null, and content has zeros in it.
     scan_cpu_seconds: engine threads, broker and daemon; or ksmd and ksmtuned. breaks: counter. psi_*: the cgroup's total
     stall time, else the host's.
     """

@@ -132,6 +132,12 @@ class Report(Record, frozen=True, kw_only=True):
         return max(candidates, key=lambda one: median(one, "overcommit_ratio") or 0, default=None)
 
 
+def mixes_zeros(engine: EngineReport) -> bool:
+    """Whether its count of contents has zeros in it, as KSM's has without use_zero_pages."""
+    zero, content = (median(engine, f"saved_{kind}_bytes") for kind in ("zero", "content"))
+    return zero is None and content is not None
+
+
 def median(engine: EngineReport, key: str) -> float | None:
     """A figure's median."""
     summary = engine.figures[key]
@@ -304,6 +310,10 @@ def caveats(recording: Recording, engines: Sequence[EngineReport]) -> list[str]:
         said.append(
             "KSM splits huge pages, and zero pages of the parts then cost nothing without KSM counting them: its own counts "
             "of what it saved may be too low. The page tables, and so freed and fraction of the oracle, have them."
+        )
+    if mixed := [engine.name for engine in engines if mixes_zeros(engine)]:
+        said.append(
+            f"KSM without use_zero_pages counts zeros among contents, so with {' and '.join(mixed)} nothing is said of zeros."
         )
     short = [
         step.touched_fraction
