@@ -45,7 +45,15 @@ TABLES = {
 }
 
 
-SOUGHT = {"seconds_to_most", "seconds_to_nearly_all"}
+#: Figures of a repeat that has come so far.
+SOUGHT = {
+    "seconds_to_most",
+    "seconds_to_nearly_all",
+    "cpu_seconds_to_most",
+    "steady_cpu_ratio",
+    "overcommit_floor",
+    "oracle_floor",
+}
 
 
 class Drawing(NamedTuple):
@@ -158,13 +166,19 @@ def _measured(report: Report, engine: EngineReport, figure: Figure) -> str:
     is_sought = (
         figure.key in SOUGHT and engine.engine is not EngineKind.OFF and not report.plan.ladder
     )
-    if is_sought and summary is None:
+    far = engine.figures["seconds_to_most"] if figure.key != "seconds_to_nearly_all" else summary
+    if is_sought and summary is None and far is None:
         return _cell("not reached")
-    if is_sought and summary is not None and summary.count < engine.repeats:
-        return _cell(
-            human(summary.median, figure.unit), f"in {summary.count} of {engine.repeats} only"
-        )
+    if summary is not None and summary.count < engine.repeats:
+        return _cell(human(summary.median, figure.unit), _only(summary, engine))
     return _summary(summary, figure.unit)
+
+
+def _only(summary: Summary | None, engine: EngineReport | None) -> str:
+    """That not all repeats have it."""
+    if summary is None or engine is None or summary.count == engine.repeats:
+        return ""
+    return f"in {summary.count} of {engine.repeats} only"
 
 
 def spread(summary: Summary, unit: Unit) -> str:
@@ -258,11 +272,13 @@ def _differences(report: Report) -> str:
         return ""
     rows = []
     for one in report.differences:
-        cells = compare.cells(one)
-        shown = [str(cells[key]) for key in ("a", "b", "difference", "interval", "p")]
+        cells = {key: str(value) for key, value in compare.cells(one).items()}
+        sides = (("a", one.a, one.against), ("b", one.b, one.engine))
+        shown = [_cell(cells[key], _only(found, report.find(side))) for key, found, side in sides]
+        shown += [_cell(cells[key]) for key in ("difference", "interval", "p")]
         rows.append(
             f'<tr><th scope="row">{escape(NAMES[one.against])}</th><td class="text">{escape(one.name)}</td>'
-            + "".join(_cell(value) for value in shown)
+            + "".join(shown)
             + "</tr>"
         )
     repeats = report.plan.repeats
