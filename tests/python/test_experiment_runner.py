@@ -2,6 +2,7 @@
 """Experiments that are interrupted and go on: finished runs are kept, others made anew, nothing is mixed."""
 
 import asyncio
+import hashlib
 import os
 import signal
 import subprocess
@@ -39,7 +40,17 @@ repeats = 2
 guests = { count = 2 }
 phase = [{ name = "idle", seconds = 5 }]
 """
-HOST = {"kernel": "6.18", "cpu_model": "x", "ram_bytes": 1, "qemu": "7.2", "memshare": "0.1"}
+
+
+def images_of(disk: str, build_seconds: int = 5) -> dict[str, Any]:
+    """Facts of an image."""
+    return {"minimal": {"disk_sha256": disk, "build_seconds": build_seconds}}
+
+
+HOST = {
+    "kernel": "6.18", "cpu_model": "x", "cpus": 2, "ram_bytes": 1, "thp": "never", "qemu": "7.2", "memshare": "0.1",
+    "plugin_sha256": "a", "broker_sha256": "a", "images": images_of("aa"),
+}  # fmt: skip
 SAMPLE = Sample(
     seconds=1.0,
     phase="idle",
@@ -223,9 +234,36 @@ def test_a_folder_is_used_for_one_experiment_only(tmp_path: Path, plan_file: Pat
         opened(tmp_path, other, resume=True)
     with pytest.raises(UsageError, match=r"made with kernel 6\.18, this is 6\.19"):
         opened(tmp_path, plan_file, resume=True, kernel="6.19")
+    for name, value in (
+        ("cpus", 1),
+        ("thp", "always"),
+        ("plugin_sha256", "b"),
+        ("broker_sha256", ""),
+    ):
+        with pytest.raises(UsageError, match=f"made with {name} "):
+            opened(tmp_path, plan_file, resume=True, **{name: value})
+    with pytest.raises(UsageError, match=r"made with images .*'aa'.*, this is .*'bb'"):
+        opened(tmp_path, plan_file, resume=True, images=images_of("bb"))
+    opened(tmp_path, plan_file, resume=True, images=images_of("aa", build_seconds=9))
     # Words and spaces of a plan may change; what it says may not.
     plan_file.write_text(f"# the same\n{PLAN}")
     opened(tmp_path, plan_file, resume=True)
+
+
+def test_plugin_and_broker_are_told_by_their_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "run_program", lambda *_: "QEMU\n")
+    facts = []
+    for contents in (None, b"one", b"two"):
+        for file in ("plugin/libmemshare-qemu.so", "broker/memshared") if contents else ():
+            path = tmp_path / "qemu-plugin" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(contents or b"")
+        facts.append(runner.host_facts([], tmp_path))
+    for name in ("plugin_sha256", "broker_sha256"):
+        none, one, two = (fact[name] for fact in facts)
+        assert none is None and one == hashlib.sha256(b"one").hexdigest() != two
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, plan_file: Path) -> None:

@@ -88,7 +88,8 @@ async def _conduct(file: Path, folder: Path, *, resume: bool) -> list[RunResult]
         for kind in asked.engines:  # now, not in hours when its turn comes
             engines.check(kind, build)
         images = await asyncio.to_thread(runner.images_of, asked)
-        plan = runner.open_folder(folder, file, runner.host_facts(images), resume=resume)
+        facts = runner.host_facts(images, build)
+        plan = runner.open_folder(folder, file, facts, resume=resume)
 
         async def make(repeat: int, engine: EngineKind, place: RunFolder) -> RunResult:
             return await Run(plan, repeat, engine, images, build, place, progress).make()

@@ -130,7 +130,7 @@ class RunResult(Record, frozen=True, kw_only=True):
 
 
 class Experiment(Record, frozen=True, kw_only=True):
-    """Where and how the experiment was made. host: kernel, cpu_model, cpus, ram_bytes, qemu, memshare, thp, image facts."""
+    """Where and how the experiment was made. host: see runner.host_facts."""
 
     plan: str
     command: str

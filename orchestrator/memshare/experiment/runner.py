@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Makes all runs of a plan, each finished one once: what was interrupted goes on where it was."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -26,11 +27,23 @@ from memshare.experiment.record import (
     read_file,
     write_file,
 )
+from memshare.experiment.sharing import BROKER, PLUGIN
 
 PLAN_FILE, EXPERIMENT_FILE = "plan.toml", "experiment.json"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 #: What must be as it was for runs of one folder to be compared.
-SAME = ("kernel", "cpu_model", "ram_bytes", "qemu", "memshare")
+SAME = (
+    "kernel",
+    "cpu_model",
+    "cpus",
+    "ram_bytes",
+    "thp",
+    "qemu",
+    "memshare",
+    "plugin_sha256",
+    "broker_sha256",
+    "images",
+)
 
 Make = Callable[[int, EngineKind, RunFolder], Awaitable[RunResult]]
 
@@ -67,12 +80,20 @@ def open_folder(folder: Path, plan_file: Path, host: dict[str, Any], *, resume: 
     take_away(folder)
     before = read_file(described, Experiment).host
     for name in SAME:
-        if before.get(name) != host.get(name):
+        then, now = _fact(before, name), _fact(host, name)
+        if then != now:
             raise UsageError(
-                f"{described}: made with {name} {before.get(name)}, this is {host.get(name)}",
+                f"{described}: made with {name} {then}, this is {now}",
                 "runs of one experiment must be comparable: choose another folder",
             )
     return plan
+
+
+def _fact(host: dict[str, Any], name: str) -> Any:
+    """A fact; images by their contents, for what is built again of the same packages is the same."""
+    if name == "images":
+        return {image: facts.get("disk_sha256") for image, facts in host.get(name, {}).items()}
+    return host.get(name)
 
 
 def clear(folder: RunFolder) -> None:
@@ -109,8 +130,8 @@ def images_of(plan: Plan) -> list[Image]:
     return images
 
 
-def host_facts(images: Sequence[Image]) -> dict[str, Any]:
-    """Return where the figures come from."""
+def host_facts(images: Sequence[Image], build: Path) -> dict[str, Any]:
+    """Return where the figures come from. A version stands for many builds, so plugin and broker are told by their hash."""
     models = [
         line.partition(":")[2].strip()
         for line in (procfs.PROC / "cpuinfo").read_text().splitlines()
@@ -123,9 +144,16 @@ def host_facts(images: Sequence[Image]) -> dict[str, Any]:
         "ram_bytes": procfs.meminfo()["MemTotal"],
         "qemu": run_program(QEMU, "--version").splitlines()[0],
         "memshare": version("memshare"),
+        "plugin_sha256": _sha256(build / PLUGIN),
+        "broker_sha256": _sha256(build / BROKER),
         "thp": HUGE_PAGES.read_text().strip() if HUGE_PAGES.exists() else None,
         "images": {image.name: image.facts for image in images},
     }
+
+
+def _sha256(file: Path) -> str | None:
+    """None where it is not there: a plan may do without."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
 
 
 def build_folder(source: Path) -> Path:
