@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """KSM as an engine of an experiment, on knobs in a folder: nothing else steers it, and what it lacks is said."""
 
+import mmap
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.lib.holder import Holder
+from tests.lib.vm import until
 
 from memshare.clients import ksm, ksm_marks
 from memshare.errors import HostError
 from memshare.experiment import engines
 from memshare.experiment import ksm as engine_ksm
-from memshare.experiment.ksm import Ksm, Ksmtuned
+from memshare.experiment.ksm import KNOBS, Ksm, Ksmtuned
 from memshare.experiment.plan import EngineKind
 
 KNOBS_BEFORE = {
@@ -98,6 +101,58 @@ async def test_who_sets_a_knob_meanwhile_is_noticed(
         with pytest.raises(HostError, match=f"KSM's {name} was [0-9]+ and is {value}: "):
             async with one.held():
                 pytest.fail("measured something else")
+    assert ksm.read_knobs() == KNOBS_BEFORE
+
+
+ODD = {
+    "advisor_max_cpu": "50",
+    "advisor_max_pages_to_scan": "20000",
+    "advisor_min_pages_to_scan": "400",
+    "advisor_target_scan_time": "100",
+    "max_page_sharing": "128",
+    "sleep_millisecs": "10",
+    "stable_node_chains_prune_millisecs": "1000",
+}
+
+
+async def test_this_kernel_is_as_it_comes_whatever_was_set_and_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def merged() -> int:
+        return ksm.read_counters().pages_sharing
+
+    with ksm.preserved(), Holder(64, mmap.MADV_MERGEABLE) as holder:
+        monkeypatch.setattr(ksm, "locked", nullcontext)
+        monkeypatch.setattr(ksm, "processes_marked", list)
+        monkeypatch.setattr(ksm_marks, "processes", frozenset)
+        (ksm.KSM / "run").write_text(ksm.RUN_UNMERGE)
+        odd = {name: value for name, value in ODD.items() if name in ksm.read_knobs()}
+        ksm.write_knobs(odd | {"pages_to_scan": "10000"})
+        holder.hold([["byte", 0, 7]] * 64)
+        ksm.write_knobs({"run": ksm.RUN_MERGE})
+        await until(merged, lambda pages: pages > 0)
+        with pytest.raises(OSError, match="busy"):
+            (ksm.KSM / "max_page_sharing").write_text("64")
+        before = ksm.read_knobs()
+        async with engine(EngineKind.KSM_DEFAULT, tmp_path):
+            now = ksm.read_knobs()
+        assert now == {name: KNOBS[EngineKind.KSM_DEFAULT].get(name, "0") for name in before}
+        assert ksm.read_knobs() == before
+
+
+async def test_a_knob_that_cannot_be_set_is_told(
+    knobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def refuse(path: Path, text: str) -> int:
+        if (path, text) == (knobs / "sleep_millisecs", "20"):
+            raise OSError(16, "Device or resource busy")
+        return write(path, text)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(HostError, match="KSM cannot be set: device or resource busy"):
+        await engine(EngineKind.KSM_DEFAULT, tmp_path).__aenter__()
     assert ksm.read_knobs() == KNOBS_BEFORE
 
 

@@ -21,13 +21,20 @@ from memshare.experiment.leavings import KSMTUNED_PID
 from memshare.experiment.plan import EngineKind
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-#: The kernel's defaults, whatever this host has been set to.
+#: The kernel's defaults, whatever this host has been set to; older kernels have fewer.
 KERNEL_KNOBS = {
+    "advisor_max_cpu": "70",
+    "advisor_max_pages_to_scan": "30000",
+    "advisor_min_pages_to_scan": "500",
     "advisor_mode": "none",
+    "advisor_target_scan_time": "200",
+    "max_page_sharing": "256",
+    "merge_across_nodes": "1",
     "pages_to_scan": "100",
     "sleep_millisecs": "20",
-    "use_zero_pages": "0",
     "smart_scan": "1",
+    "stable_node_chains_prune_millisecs": "2000",
+    "use_zero_pages": "0",
 }
 #: With use_zero_pages ksmd frees the same for less CPU where there are many zeros: a rival at its best.
 KNOBS: dict[EngineKind, Mapping[str, str]] = {
@@ -76,10 +83,14 @@ class Ksm(Engine):
         ksm.refuse_other_marks()
         ksm_marks.refuse_tuner()
         self._pid = ksm.ksmd_pid()
+        # The kernel refuses max_page_sharing and merge_across_nodes as long as a page is merged.
         ksm.write_knobs({"run": ksm.RUN_UNMERGE})
         known = ksm.read_knobs().keys()
         knobs = {name: value for name, value in self._knobs.items() if name in known}
-        ksm.write_knobs({**knobs, "run": ksm.RUN_STOP})
+        try:
+            ksm.write_knobs({**knobs, "run": ksm.RUN_STOP})
+        except OSError as error:
+            raise HostError(f"KSM cannot be set: {(error.strerror or '').lower()}") from error
         self._kept = {**knobs, "run": ksm.RUN_STOP}
         if self._knobs["advisor_mode"] != "none":
             del self._kept["pages_to_scan"]  # the advisor's
