@@ -17,6 +17,7 @@ struct counters {
     _Atomic uint64_t latency[BUCKETS]; /* operations that ended within counters_bound_us() of the bucket */
     _Atomic uint64_t longest_stall_us;
     char load[16];
+    _Atomic uint64_t load_began_ns; /* it runs since then, or has died; 0: none, or one that is being ended or started */
     _Atomic uint64_t verifier_ns; /* when the verifier last ended a pass, or started; 0: never */
     _Atomic int wrong_claimed;    /* by the first that found something wrong */
     _Atomic int wrong_written;

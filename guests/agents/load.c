@@ -113,13 +113,16 @@ int main(int count, char **arguments)
     /* Asked for in an image that has no such server: say so now, not in a log. */
     if (load && load->port)
         close(load_connect(load->port));
-    background_end("load");
     counters = counters_open();
+    atomic_store(&counters->load_began_ns, 0);
+    background_end("load");
     snprintf(counters->load, sizeof counters->load, "%s", name);
     for (unsigned bucket = 0; bucket < BUCKETS; bucket++)
         atomic_store(&counters->latency[bucket], 0);
     atomic_store(&counters->since_ns, now_ns());
-    if (load)
+    if (load) {
         background_start("load", run, (void *)load);
+        atomic_store(&counters->load_began_ns, now_ns());
+    }
     return 0;
 }

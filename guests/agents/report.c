@@ -35,6 +35,14 @@ static void measure_stalls(void *argument)
     }
 }
 
+static bool load_died(struct counters *counters)
+{
+    uint64_t began = atomic_load(&counters->load_began_ns);
+
+    /* Not one that is being ended just now. */
+    return began && !background_runs("load") && atomic_load(&counters->load_began_ns) == began;
+}
+
 static void print_integrity(struct counters *counters)
 {
     uint64_t verified = atomic_load(&counters->verifier_ns);
@@ -63,8 +71,9 @@ int main(void)
 
     for (unsigned bucket = 0; bucket < BUCKETS; bucket++)
         operations += ended[bucket] = atomic_exchange(&counters->latency[bucket], 0);
-    printf("{\"load\": \"%s\", \"interval_seconds\": %.6f, \"operations\": %llu, \"latency_us\": {",
-           counters->load[0] ? counters->load : "idle", (double)(now - since) / 1e9,
+    printf("{\"load\": \"%s\", \"load_died\": %s, ", counters->load[0] ? counters->load : "idle",
+           load_died(counters) ? "true" : "false");
+    printf("\"interval_seconds\": %.6f, \"operations\": %llu, \"latency_us\": {", (double)(now - since) / 1e9,
            (unsigned long long)operations);
     for (unsigned bucket = 0; bucket < BUCKETS; bucket++) {
         if (!ended[bucket])

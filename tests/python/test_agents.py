@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from memshare.experiment.guest import Report
 from memshare.experiment.plan import Load
 from memshare.experiment.record import GuestReading
 
@@ -87,6 +88,9 @@ class Trial:
         """Decode what the runner will write down."""
         said = json.loads(self.call("report"))
         return msgspec.convert(said | {"seconds": 0.0, "guest": "g", "phase": "p"}, GuestReading)
+
+    def load_died(self) -> bool:
+        return msgspec.json.decode(self.call("report"), type=Report).load_died
 
     def report_until(self, is_so: Callable[[GuestReading], bool]) -> GuestReading:
         """Ask until it is so; the last word when it never is."""
@@ -197,6 +201,20 @@ def test_a_load_that_is_ended_leaves_no_process(trial: Trial) -> None:
     group = int((trial.folder / "load.pid").read_text())
     trial.call("load", "idle")
     assert not is_running(group)
+
+
+def test_a_load_that_died_is_told(trial: Trial) -> None:
+    assert not trial.load_died()
+    trial.call("load", "compile")
+    assert not trial.load_died()
+    os.killpg(int((trial.folder / "load.pid").read_text()), signal.SIGKILL)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not trial.load_died():
+        assert time.monotonic() < deadline
+    trial.call("load", "allocate")
+    assert not trial.load_died()
+    trial.call("load", "idle")
+    assert not trial.load_died()
 
 
 @pytest.mark.parametrize("load", [Load.CACHE, Load.ALLOCATE, Load.COMPILE])

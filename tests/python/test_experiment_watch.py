@@ -14,9 +14,9 @@ import pytest
 from tests.lib.holder import PAGE_BYTES, Holder
 
 from memshare.clients import procfs
-from memshare.errors import MeasurementError
+from memshare.errors import MeasurementError, MemshareError
 from memshare.experiment import reckoning, watch
-from memshare.experiment.guest import Guest
+from memshare.experiment.guest import Guest, Report
 from memshare.experiment.plan import EngineKind
 from memshare.experiment.reckoning import Reckoner
 from memshare.experiment.record import RunFolder
@@ -91,6 +91,26 @@ async def test_looks_go_on_when_a_guest_is_killed(
     assert told.done() and not looks.done()
     assert [guest.is_running for guest in guests] == [True, False]
     looks.cancel()
+    observer.close()
+
+
+async def test_a_load_that_died_is_no_slow_one(
+    guests: list[FakeGuest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = observed(tmp_path, guests)
+    told = Report(
+        load="web", load_died=True, interval_seconds=2.0, operations=0, latency_us={},
+        longest_stall_us=None, integrity="ok",
+    )  # fmt: skip
+
+    async def report() -> Report:
+        return told
+
+    monkeypatch.setattr(guests[0], "report", report, raising=False)
+    monkeypatch.setattr(guests[0], "is_verifying", True, raising=False)
+    monkeypatch.setattr(guests[1], "is_verifying", False, raising=False)
+    with pytest.raises(MemshareError, match="guest one: its load web has died"):
+        await observer.reports()
     observer.close()
 
 

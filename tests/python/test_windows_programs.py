@@ -31,6 +31,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What record.GuestReading takes from a guest."""
 
     load: str
+    load_died: bool
     interval_seconds: float
     operations: int
     latency_us: dict[str, int]
@@ -120,6 +121,15 @@ def test_the_first_report_begins_to_measure_stalls(guest: Guest) -> None:
     assert first.integrity == "no verifier was started"
     second = guest.report_until(lambda report: bool(report.longest_stall_us))
     assert second.interval_seconds > 0
+
+
+def test_a_load_that_died_is_told(guest: Guest) -> None:
+    guest.ask("load", "allocate")
+    assert not guest.report().load_died
+    os.kill(guest.pid("load"), signal.SIGKILL)
+    guest.report_until(lambda report: report.load_died)
+    guest.ask("load", "idle")
+    assert not guest.report().load_died
 
 
 @pytest.mark.parametrize("load", ["cache", "allocate", "compile"])

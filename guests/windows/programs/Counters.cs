@@ -18,7 +18,7 @@ namespace Memshare
         const int TextBytes = 512;
 
         // The file's words, then its texts.
-        const int SinceWord = 0, StallWord = 1, VerifierWord = 2, ClaimedWord = 3, LatencyWord = 8;
+        const int SinceWord = 0, StallWord = 1, VerifierWord = 2, ClaimedWord = 3, LoadBeganWord = 4, LatencyWord = 8;
         const int LoadText = 4096, WrongText = 4096 + TextBytes;
 
         static readonly long[] bounds = MakeBounds();
@@ -61,6 +61,13 @@ namespace Memshare
         public string Load
         {
             get { return ReadText(LoadText); }
+        }
+
+        /// It runs since then, or has died; 0: none, or one that is being ended or started.
+        public long LoadBeganNs
+        {
+            get { return Interlocked.Read(ref *Word(LoadBeganWord)); }
+            set { Interlocked.Exchange(ref *Word(LoadBeganWord), value); }
         }
 
         /// Nanoseconds since the last call.

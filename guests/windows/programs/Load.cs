@@ -40,10 +40,14 @@ namespace Memshare
 
         static void Change(string name)
         {
+            Counters counters = new Counters();
+            counters.LoadBeganNs = 0;
             Background.End("load");
-            new Counters().Begin(name);
-            if (name != "idle")
-                Background.Start("load", "load", "run", name);
+            counters.Begin(name);
+            if (name == "idle")
+                return;
+            Background.Start("load", "load", "run", name);
+            counters.LoadBeganNs = Counters.ClockNs();
         }
 
         static void RunLoad(string name)

@@ -41,10 +41,17 @@ namespace Memshare
             }
             return string.Format(
                 CultureInfo.InvariantCulture,
-                "{{\"load\": \"{0}\", \"interval_seconds\": {1:F6}, \"operations\": {2}, \"latency_us\": {{{3}}}, " +
-                "\"longest_stall_us\": {4}, \"integrity\": \"{5}\"}}",
+                "{{\"load\": \"{0}\", \"load_died\": {6}, \"interval_seconds\": {1:F6}, \"operations\": {2}, " +
+                "\"latency_us\": {{{3}}}, \"longest_stall_us\": {4}, \"integrity\": \"{5}\"}}",
                 counters.Load.Length > 0 ? counters.Load : "idle", seconds, operations, latency,
-                isMeasured ? stall.ToString(CultureInfo.InvariantCulture) : "null", DescribeIntegrity(counters));
+                isMeasured ? stall.ToString(CultureInfo.InvariantCulture) : "null", DescribeIntegrity(counters),
+                HasLoadDied(counters) ? "true" : "false");
+        }
+
+        static bool HasLoadDied(Counters counters)
+        {
+            long began = counters.LoadBeganNs;
+            return began != 0 && !Background.Runs("load") && counters.LoadBeganNs == began; // not one that is being ended
         }
 
         static string DescribeIntegrity(Counters counters)

@@ -29,6 +29,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What the guest's load says of the time since it was last asked; see record.GuestReading."""
 
     load: str
+    load_died: bool = False  # an image of earlier does not tell
     interval_seconds: float
     operations: int
     latency_us: dict[str, int]

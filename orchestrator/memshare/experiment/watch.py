@@ -61,6 +61,8 @@ class Watch:
     async def report(self, guest: Guest) -> None:
         """Take one report."""
         told = await guest.report()
+        if told.load_died:
+            raise MemshareError(f"guest {guest.name}: its load {told.load} has died")
         self._readings.append(
             GuestReading(
                 seconds=round(self._stage.now, 3),
