@@ -104,7 +104,8 @@ export TMPDIR="$folder/tmp"
 
 if [ ! -e root.tar ]; then
     say "1/3 root file system (mmdebstrap)"
-    rm -rf boot
+    # What was made of another root file system, too: Debian's packages may have changed since.
+    rm -rf boot vmlinuz initrd base.qcow2
     mkdir boot
     [ "$agent" != qemu ] || "$here/../agents/build.sh" "$folder/tmp/agents"
     quiet=
@@ -152,7 +153,7 @@ cat >image.json <<JSON
  "packages_sha256": "$(sha256sum <boot/packages | cut -c1-64)", "disk_sha256": "$(sha256sum <base.qcow2 | cut -c1-64)",
  "disk_bytes": $(stat -c %s base.qcow2), "root_bytes": $(stat -c %s root.tar), "build_seconds": $(($(date +%s) - began))}
 JSON
-mv boot/packages packages
+cp boot/packages packages
 rm -rf root.tar boot tmp
 # Read by guests that run as somebody else.
 chmod 755 "$folder"

@@ -226,3 +226,31 @@ def test_a_disk_depends_on_what_it_is_made_from_alone(tmp_path: Path) -> None:
     other = make_disk(tar, tmp_path / "3" / "disk", "-I", "512", "-b", "4096")
     content = (root / "z").read_bytes()[:1024]  # a block of the first
     assert -1 != other.find(content) != first.find(content) != -1
+
+
+def test_two_root_file_systems_are_never_mixed(cached: Path, tmp_path: Path) -> None:
+    """As when a build was broken off after it had removed what it was made of."""
+    (cached / "SHA256SUMS").unlink()
+    assert "2/3" in build().stderr
+    assert calls(tmp_path) == 1
+    assert not (cached / "base.qcow2").exists()
+
+
+def test_a_build_that_was_broken_off_at_its_end_goes_on(cached: Path, tmp_path: Path) -> None:
+    (cached / "SHA256SUMS").unlink()
+    (cached / "root.tar").touch()
+    kernel = cached / "boot" / "kernel" / "boot" / "vmlinuz-6"
+    kernel.parent.mkdir(parents=True)
+    kernel.touch()
+    (cached / "boot" / "packages").write_text("one 1\n")
+    breaker = tmp_path / "bin" / "rm"
+    breaker.write_text('#!/bin/sh\ncase $* in *root.tar*) exit 1 ;; esac\nexec /bin/rm "$@"\n')
+    breaker.chmod(0o755)
+    assert build().returncode != 0
+    assert (cached / "packages").read_text() == "one 1\n"
+    breaker.unlink()
+    assert build().returncode == 0
+    assert json.loads((cached / "image.json").read_text())["packages"] == 1
+    assert not (cached / "root.tar").exists()
+    assert build().returncode == 0
+    assert calls(tmp_path) == 0
