@@ -12,13 +12,15 @@ import msgspec
 import pytest
 import structlog
 
-from memshare.clients import ksm
-from memshare.clients.admission import reconcile
+from fakes import fake_broker
+from memshare.clients import admission, broker, ksm
+from memshare.clients.admission import Announcement, reconcile
 from memshare.clients.holds import Hold, Verb, hold, release
 from memshare.clients.monitor import Monitor
 from memshare.clients.sources import Found, Source
 from memshare.config import Config
 from memshare.daemon import hook, journal
+from memshare.daemon.admission import Admission
 from memshare.daemon.inventory import Inventory
 from memshare.daemon.loop import Loop
 from memshare.daemon.socket import CLIENTS_MAX, Answerer, serving
@@ -118,6 +120,17 @@ class Fixed(Source):
         self.on_change = on_change
         on_change("")
         await asyncio.Event().wait()
+
+
+class Away(Fixed):
+    """Cannot be asked."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    async def guests(self) -> list[Found]:
+        raise UnreachableError(f"{self.name}: is away")
 
 
 class Looks:
@@ -286,6 +299,36 @@ async def test_a_broker_that_talks_nonsense_is_one_error_of_ours(
     async with await asyncio.start_unix_server(serve, str(tmp_path / "s")):
         with pytest.raises(MemshareError):
             await reconcile(tmp_path / "s", [])
+
+
+@pytest.mark.parametrize(
+    ("announces", "told"), [(False, {"allow": "web1", "forget": "old"}), (True, {"allow": "web1"})]
+)
+async def test_a_source_that_is_away_keeps_nobody_else_out(
+    monkeypatch: pytest.MonkeyPatch, announces: bool, told: dict[str, str]
+) -> None:
+    """announces: whether guests of the one that is away may be among those that the broker has."""
+    asked: dict[str, str] = {}
+
+    async def ask(_socket: Path, command: str, **words: str) -> dict[str, Any]:
+        if command != "status":
+            asked[command] = words["uuid"]
+        old = {"uuid": "old", "group": "g", "cgroup": "/old"}
+        return fake_broker.broker_status() | {"groups": [{"name": "g"}], "allowed": [old]}
+
+    monkeypatch.setattr(admission, "ask", ask)
+    monkeypatch.setattr(broker, "ask", ask)
+    announcement = Announcement(uuid="web1", group="g", cgroup="/web1")
+    here = Fixed(msgspec.structs.replace(FakeMonitor().found(), announcement=announcement))
+    away = Away("away")
+    here.announces, away.announces = True, announces
+    inventory = Inventory([here, away])
+    async with asyncio.timeout(DEADLINE_SECONDS), asyncio.TaskGroup() as group:
+        task = group.create_task(inventory.run())
+        await inventory.ready.wait()
+        await Admission(Path("control"), inventory, announces=True)._look()
+        task.cancel()
+    assert asked == told
 
 
 async def test_a_hook_that_hangs_ends_with_all_that_it_has_started(tmp_path: Path) -> None:

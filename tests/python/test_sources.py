@@ -10,7 +10,8 @@ import pytest
 
 from fakes.fake_qmp import FakeQmp, fake_qmp
 from memshare.clients.qmp import open_monitor
-from memshare.clients.sources import Found, SocketFolder, printable, union
+from memshare.clients.sources import Found, SocketFolder, printable, sources_of, union
+from memshare.config import Config
 from memshare.errors import MemshareError
 from memshare.model import Domain
 from samples import stats
@@ -70,6 +71,11 @@ def test_a_guest_that_only_has_the_name_of_one_of_libvirts_is_another_guest() ->
         [found("a", "/x", "v"), found("other", "/x", "u")],
     ]
     assert [guest.domain.name for guest in union(lists)] == ["a", "a@/x"]
+
+
+def test_a_place_that_is_named_twice_is_one_source() -> None:
+    config = Config(connect=2 * ("test:///default",), qmp_dirs=("/x", "/x/"))
+    assert [source.name for source in sources_of(config)] == ["test:///default", "/x"]
 
 
 class Nonsense(FakeQmp):

@@ -104,15 +104,18 @@ async def forget(control: Path, uuid: str) -> None:
         await ask(control, "forget", uuid=uuid)
 
 
-async def reconcile(control: Path, guests: Iterable[Announcement]) -> list[MemshareError]:
+async def reconcile(
+    control: Path, guests: Iterable[Announcement], *, forgets: bool = True
+) -> list[MemshareError]:
     """Have the broker admit these guests and none else: after a start of either side.
 
-    What it refuses for one guest does not keep the others out, and is returned. UnreachableError.
+    forgets False: others too, which are not known yet. What it refuses for one guest does not keep the others out,
+    and is returned. UnreachableError.
     """
     wanted = {guest.uuid: guest for guest in guests}
     problems = []
     known = {told.uuid: told for told in (await _known(control)).allowed}
-    for uuid in known.keys() - wanted.keys():
+    for uuid in known.keys() - wanted.keys() if forgets else ():
         await forget(control, uuid)
     for uuid, guest in wanted.items():
         if known.get(uuid) != guest:

@@ -40,7 +40,9 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(ABC):
-    """Guests of one place. `name` is how messages call it."""
+    """Guests of one place. `name` is how messages call it; `announces` says whether the broker is told of any."""
+
+    announces = False
 
     def __init__(self, name: str) -> None:
         """Nothing is asked yet."""
@@ -166,7 +168,7 @@ class Libvirt(Source):
         self._host_group = host_group
         self._run = run
         # Another host's guests are that host's broker's; a session's share one cgroup.
-        self._is_local = uri.partition("?")[0] in (paths.LIBVIRT_URI, "qemu+unix:///system")
+        self.announces = uri.partition("?")[0] in (paths.LIBVIRT_URI, "qemu+unix:///system")
 
     async def close(self) -> None:
         """End its connections."""
@@ -178,8 +180,8 @@ class Libvirt(Source):
         for guest in await self._hypervisor.running():
             domain = self._hypervisor.describe(guest, self._host_group)
             announcement = None
-            pid = find_pid(guest.name, self._run) if self._is_local else None
-            if domain.group is not None and self._is_local:
+            pid = find_pid(guest.name, self._run) if self.announces else None
+            if domain.group is not None and self.announces:
                 try:
                     cgroup = find_cgroup(guest.name, guest.id, self._run)
                     announcement = Announcement(uuid=guest.uuid, group=domain.group, cgroup=cgroup)
@@ -221,8 +223,8 @@ def sources_of(config: Config) -> list[Source]:
             default_uris() if config.qmp_dirs or not find_spec("libvirt") else (paths.LIBVIRT_URI,)
         )
     run = Path(config.libvirt_run_dir)
-    sources: list[Source] = [Libvirt(uri, config.group, run) for uri in uris]
-    sources += [SocketFolder(Path(folder)) for folder in config.qmp_dirs]
+    sources: list[Source] = [Libvirt(uri, config.group, run) for uri in dict.fromkeys(uris)]
+    sources += [SocketFolder(folder) for folder in dict.fromkeys(map(Path, config.qmp_dirs))]
     if not sources:
         raise UsageError(
             "no libvirt and no folder of QMP sockets is named",

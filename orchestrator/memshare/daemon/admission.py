@@ -48,9 +48,12 @@ class Admission:
     async def _look(self) -> None:
         problems: set[str] = set()
         try:
-            # Who is not known yet is not to be shut out.
-            if self._announces and self._inventory.is_complete:
-                refused = await reconcile(self._control, self._inventory.announcements)
+            if self._announces:
+                refused = await reconcile(
+                    self._control,
+                    self._inventory.announcements,
+                    forgets=self._inventory.may_forget,
+                )
                 problems |= {str(error) for error in refused}
             self.broker = await read_broker(self._control)
         except MemshareError as error:

@@ -64,8 +64,13 @@ class Inventory:
 
     @property
     def is_complete(self) -> bool:
-        """Whether each source has been read at least once; before that nobody is to be forgotten."""
-        return len(self._read) == len(self._sources)
+        """Whether each source has been read at least once; before that nobody is known to have ended."""
+        return all(source.name in self._read for source in self._sources)
+
+    @property
+    def may_forget(self) -> bool:
+        """Whether all that there is to announce is known; before that the broker is not to shut others out."""
+        return all(source.name in self._read for source in self._sources if source.announces)
 
     async def run(self) -> None:
         """Keep up with all sources, until cancelled."""
