@@ -136,9 +136,9 @@ class Away(Fixed):
 class Looks:
     """A loop at work."""
 
-    def __init__(self, config: Config, source: Source, state: State | None = None) -> None:
+    def __init__(self, config: Config, *sources: Source, state: State | None = None) -> None:
         self.state = state or State(policy=PolicyState())
-        self.inventory = Inventory([source])
+        self.inventory = Inventory(sources)
         self.looked = asyncio.Event()
         self.loop = Loop(config, self.inventory, None, None, self.state, self.looked.set)
 
@@ -213,7 +213,7 @@ async def test_what_the_kernel_merged_of_any_guest_is_at_stake(
 async def test_what_was_taken_is_forgotten_with_the_guest_and_not_before(tmp_path: Path) -> None:
     taken = PolicyState(guard=Guard(ballooned={"a": 2, "gone": 3}))
     source = Fixed(FakeMonitor().found("a"))
-    looks = Looks(Config(state_dir=str(tmp_path)), source, State(policy=taken))
+    looks = Looks(Config(state_dir=str(tmp_path)), source, state=State(policy=taken))
     async with looks.running():
         await looks.look(lambda: looks.state.policy.guard.ballooned == {"a": 2})
         await looks.look()
@@ -222,6 +222,40 @@ async def test_what_was_taken_is_forgotten_with_the_guest_and_not_before(tmp_pat
         source.on_change("")
         await looks.look(lambda: looks.state.policy.guard.ballooned == {})
     assert load(tmp_path).policy.guard.ballooned == {}
+
+
+async def test_a_reload_forgets_nothing_of_guests_whose_source_is_away(tmp_path: Path) -> None:
+    config = Config(state_dir=str(tmp_path))
+    state = State(policy=PolicyState(guard=Guard(ballooned={"a": 2, "b": 3})))
+    here = Fixed(FakeMonitor().found("a"), FakeMonitor().found("b"))
+    async with (looks := Looks(config, here, state=state)).running():
+        await looks.look(lambda: state.processes.keys() == {"a", "b"})
+    for _ in range(2):
+        async with (looks := Looks(config, Away("s"), state=state)).running():
+            await looks.look()
+        assert load(tmp_path).policy.guard.ballooned == {"a": 2, "b": 3}
+    here.found.pop()
+    async with (looks := Looks(config, here, Away("elsewhere"), state=state)).running():
+        await looks.look(lambda: "a" in looks.inventory.watchers)
+        await looks.look()
+    assert load(tmp_path).policy.guard.ballooned == {"a": 2}, "b has ended"
+
+
+async def test_a_reload_remembers_what_drained_guests_shared(tmp_path: Path) -> None:
+    config, monitor = Config(state_dir=str(tmp_path)), FakeMonitor()
+    monitor.figures = {"mode": "zero"}
+    hold(tmp_path, None, Hold(verb=Verb.DRAIN))
+    async with (looks := Looks(config, Fixed(monitor.found()))).running():
+        await looks.look(lambda: ("mode", "off") in monitor.done)
+    monitor.figures["mode"] = "off"
+    release(tmp_path, None)
+    async with (looks := Looks(config, Fixed(monitor.found()), state=looks.state)).running():
+        await looks.look(
+            lambda: looks.loop.view is not None and bool(looks.loop.view.snapshot.guests)
+        )
+        await looks.look()
+        await looks.inventory.watchers["a"].answered()
+    assert [value for name, value in monitor.done if name == "mode"] == ["off", "zero"]
 
 
 def test_what_cannot_be_saved_is_told_once_and_tried_again(tmp_path: Path) -> None:

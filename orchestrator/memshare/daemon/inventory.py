@@ -63,14 +63,14 @@ class Inventory:
         return [announcement for announcement in found if announcement is not None]
 
     @property
-    def is_complete(self) -> bool:
-        """Whether each source has been read at least once; before that nobody is known to have ended."""
-        return all(source.name in self._read for source in self._sources)
+    def unread(self) -> set[str]:
+        """Sources that have never been read: of their guests it is not known which have ended."""
+        return self._found.keys() - self._read
 
     @property
     def may_forget(self) -> bool:
         """Whether all that there is to announce is known; before that the broker is not to shut others out."""
-        return all(source.name in self._read for source in self._sources if source.announces)
+        return not any(source.announces for source in self._sources if source.name in self.unread)
 
     async def run(self) -> None:
         """Keep up with all sources, until cancelled."""

@@ -74,7 +74,6 @@ class Loop:
         self._woken = inventory.listener()
         self._actions: Counter[str] = Counter()
         self._modes: dict[str, tuple[str, Mode | None]] = {}
-        self._drained: dict[str, tuple[str, Mode]] = {}
         self._hook: asyncio.Task[None] | None = None
         self._cgroup_problem = ""
 
@@ -154,11 +153,16 @@ class Loop:
         return host
 
     def _forget_ended(self) -> None:
-        """Have the policy forget guests that have ended, also those whose names others have now."""
-        now = {name: watcher.found.process for name, watcher in self._inventory.watchers.items()}
-        before = self._state.processes
+        """Have the policy forget guests that have ended, also those whose names others have now.
+
+        Not those that were known before a reload, and whose source is away since then.
+        """
+        before, unread = self._state.processes, self._inventory.unread
+        now = {name: process for name, process in before.items() if process[0] in unread}
+        for name, watcher in self._inventory.watchers.items():
+            now[name] = (watcher.found.domain.source, watcher.found.process)
         ended = {name for name, process in before.items() if now.get(name) != process}
-        if self._inventory.is_complete:  # of those who were told of by an earlier daemon
+        if not unread:  # of those who were told of by an earlier daemon
             ended |= self._state.policy.guard.ballooned.keys() - now.keys()
         if ended:
             self._state.policy = forget(self._state.policy, ended)
@@ -199,15 +203,15 @@ class Loop:
         domain, stats = watcher.found.domain, watcher.stats
         if stats is None or stats.state == "refused":
             return
-        process, drained = self._drained.get(domain.name, ("", None))
+        process, drained = self._state.drained.get(domain.name, ("", None))
         before = drained if process == watcher.found.process else None
         wanted = domain.option.mode if domain.option else before
         if hold is not None and hold.verb is Verb.DRAIN:
             wanted = Mode.OFF
             if before is None and stats.known_mode not in (None, Mode.OFF):
-                self._drained[domain.name] = (watcher.found.process, stats.known_mode)
+                self._state.drained[domain.name] = (watcher.found.process, stats.known_mode)
         else:
-            self._drained.pop(domain.name, None)
+            self._state.drained.pop(domain.name, None)
         told = (watcher.found.process, wanted)
         if self._modes.get(domain.name) == told:
             return

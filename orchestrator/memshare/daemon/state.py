@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from memshare.model import Mode
 from memshare.policy import State as PolicyState
 from memshare.policy.guard import Guard
 
@@ -22,11 +23,13 @@ FILE = "ballooned.json"
 class State(msgspec.Struct, kw_only=True):
     """The policy's state and whose it is, in a place that outlives a loop.
 
-    processes tells one start of a guest from the next. saved is what is on disk, None where it is not known.
+    processes tells one start of a guest from the next, with the source that has it. drained is what guests shared
+    before they were drained here, and in which process. saved is what is on disk, None where it is not known.
     """
 
     policy: PolicyState
-    processes: Mapping[str, str] = msgspec.field(default_factory=dict)
+    processes: Mapping[str, tuple[str, str]] = msgspec.field(default_factory=dict)
+    drained: dict[str, tuple[str, Mode]] = msgspec.field(default_factory=dict)
     saved: Mapping[str, int] | None = None
     problem: str = ""
 
