@@ -2,6 +2,7 @@
 """Parts of the daemon, each alone: what goes wrong with one thing costs that thing only."""
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from memshare.clients.holds import Hold, Verb, hold, release
 from memshare.clients.monitor import Monitor
 from memshare.clients.sources import Found, Source
 from memshare.config import Config
-from memshare.daemon import hook, journal
+from memshare.daemon import hook, journal, loop
 from memshare.daemon.admission import Admission
 from memshare.daemon.inventory import Inventory
 from memshare.daemon.loop import Loop
@@ -28,7 +29,7 @@ from memshare.daemon.state import FILE, State, load, save
 from memshare.daemon.watcher import Watcher
 from memshare.errors import MemshareError, UnreachableError
 from memshare.model import Domain, KsmStats
-from memshare.policy import RunHook
+from memshare.policy import Host, RunHook
 from memshare.policy import State as PolicyState
 from memshare.policy.guard import Guard
 from samples import stats
@@ -170,6 +171,28 @@ async def test_a_cgroup_that_goes_is_no_end_of_the_daemon(tmp_path: Path) -> Non
     assert [line["event"] for line in logs] == ["cgroup_lost"]
     assert looks.loop.view is not None
     assert looks.loop.view.snapshot.host.limit_bytes == 0
+
+
+async def test_a_host_that_cannot_be_looked_at_is_taken_to_be_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks(Config(state_dir=str(tmp_path)), Fixed())
+    before = loop.read_host()
+
+    def read_host(_cgroup: object = None) -> Host:
+        if looks.loop.view is None:
+            return before
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(loop, "read_host", read_host)
+    with structlog.testing.capture_logs() as logs:
+        async with looks.running():
+            await looks.look(lambda: looks.loop.view is not None)
+            await looks.look()
+            await looks.look()
+    assert [line["event"] for line in logs] == ["host_not_read"]
+    assert looks.loop.view is not None
+    assert looks.loop.view.snapshot.host == before
 
 
 async def test_a_guest_that_the_daemon_has_drained_goes_back_to_what_it_shared(

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from memshare.daemon.view import View
 from memshare.errors import HostError
+from memshare.metrics import endpoint
 from memshare.metrics.dashboard import dashboard
 from memshare.metrics.document import document
 from memshare.metrics.endpoint import ViewCollector, serve
@@ -207,6 +208,33 @@ def test_an_address_in_use_is_one_clear_line() -> None:
 def test_an_address_that_is_none_is_one_clear_line() -> None:
     with pytest.raises(HostError, match=r"^metrics: nowhere\.invalid port 0: [^\n]+$"):
         serve("nowhere.invalid", 0, lambda: None)
+
+
+def connected(url: str) -> socket.socket:
+    """A connection over which nothing is asked."""
+    return socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0])), 30)
+
+
+def test_a_client_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert endpoint.Handler.timeout == endpoint.IDLE_SECONDS
+    monkeypatch.setattr(endpoint.Handler, "timeout", 0.01)
+    with served(lambda: None) as url:
+        for _ in range(endpoint.CLIENTS_MAX + 1):
+            with connected(url) as client:
+                assert client.recv(1) == b""
+
+
+def test_clients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint.Handler, "timeout", None)
+    with served(lambda: None) as url:
+        clients = [connected(url) for _ in range(endpoint.CLIENTS_MAX)]
+        with connected(url) as one_too_many:
+            assert one_too_many.recv(1) == b""
+        clients[0].shutdown(socket.SHUT_WR)
+        assert clients[0].recv(1) == b"", "it is done, and has made room"
+        assert b"memshare_up" in urllib.request.urlopen(url, timeout=60).read()
+        for client in clients:
+            client.close()
 
 
 def test_ipv6() -> None:

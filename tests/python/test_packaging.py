@@ -97,6 +97,12 @@ def test_units_make_what_the_configuration_names(units: list[Path]) -> None:
     assert f"\nRuntimeDirectory={Path(default.socket).parent.name}\n" in text
 
 
+@pytest.mark.parametrize("unit", ["memshared.service", "memshare.service"])
+def test_services_are_not_bound_to_the_usual_1024_descriptors(unit: str) -> None:
+    (limit,) = re.findall(r"(?m)^LimitNOFILE=(\d+)$", (PACKAGING / "systemd" / unit).read_text())
+    assert int(limit) >= 1 << 16
+
+
 def calls_of(words: set[str], sets: dict[str, set[str]]) -> set[str]:
     """Return the system calls that a filter names, itself or by a set."""
     calls = {word for word in words if not word.startswith("@")}

@@ -75,6 +75,8 @@ class Loop:
         self._actions: Counter[str] = Counter()
         self._modes: dict[str, tuple[str, Mode | None]] = {}
         self._hook: asyncio.Task[None] | None = None
+        self._last_host: Host | None = None
+        self._host_problem = ""
         self._cgroup_problem = ""
 
     def wake(self) -> None:
@@ -139,6 +141,22 @@ class Loop:
             pass
 
     def _host(self) -> Host:
+        """Look at the host. While that cannot be done, for lack of descriptors, it is taken to be as it was."""
+        try:
+            self._last_host = self._read_host()
+        except OSError as error:
+            if self._last_host is None:
+                raise
+            if not self._host_problem:
+                log.error("host_not_read", reason=str(error))
+            self._host_problem = str(error)
+        else:
+            if self._host_problem:
+                log.info("host_read_again")
+            self._host_problem = ""
+        return self._last_host
+
+    def _read_host(self) -> Host:
         """Look at the host. A cgroup that is not there bounds nobody: a slice goes with the last guest in it."""
         try:
             host = read_host(self._cgroup)

@@ -2,14 +2,20 @@
 """The metrics over HTTP. Each scrape is answered from one View, so that its figures belong together.
 
 Scrapes run in threads of the server's own. They read what the daemon has seen anyway: no guest is asked because
-somebody scrapes, and a scraper that hangs holds nobody up.
+somebody scrapes, and a scraper that hangs holds nobody up. It is given up after a while, and there are not many at
+a time: whoever opens connections and leaves them must not take all threads and descriptors of the daemon.
 """
 
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from wsgiref.simple_server import WSGIServer
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, core, start_http_server
+from prometheus_client import CollectorRegistry, core, make_wsgi_app
 from prometheus_client.registry import Collector
 
 from memshare.daemon.view import View
@@ -18,6 +24,9 @@ from memshare.metrics.metric import Kind, Metric, Sample
 from memshare.metrics.table import METRICS
 
 Look = Callable[[], View | None]
+
+CLIENTS_MAX = 16
+IDLE_SECONDS = 5.0
 
 
 class ViewCollector(Collector):
@@ -34,6 +43,44 @@ class ViewCollector(Collector):
                 yield _family(metric, samples)
 
 
+class Handler(WSGIRequestHandler):
+    """Answers one scrape. What is scraped is not logged."""
+
+    timeout = IDLE_SECONDS
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Server(ThreadingMixIn, WSGIServer):
+    """Has a thread for each of CLIENTS_MAX connections; one too many is closed."""
+
+    daemon_threads = True
+
+    def __init__(self, address: str, port: int) -> None:
+        """Listen; OSError."""
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        self.address_family, *_, where = found[0]
+        self._free = threading.BoundedSemaphore(CLIENTS_MAX)
+        super().__init__((str(where[0]), port), Handler)
+
+    def verify_request(self, _request: Any, _client: Any) -> bool:
+        """Say whether there is a place for one more."""
+        return self._free.acquire(blocking=False)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Answer, and be free for the next."""
+        try:
+            super().finish_request(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, unless the client said nothing or hung up."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 def serve(address: str, port: int, look: Look) -> WSGIServer:
     """Listen for scrapes, in a thread; port 0 takes any that is free, `server_port` tells which.
 
@@ -42,12 +89,14 @@ def serve(address: str, port: int, look: Look) -> WSGIServer:
     registry = CollectorRegistry()
     registry.register(ViewCollector(look))
     try:
-        server, _ = start_http_server(port, address, registry)
+        server = Server(address, port)
     except OSError as error:
         raise HostError(
             f"metrics: {address} port {port}: {(error.strerror or str(error)).lower()}",
             "see `address` and `port` of [metrics] in the configuration",
         ) from error
+    server.set_app(make_wsgi_app(registry))
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
 
 
