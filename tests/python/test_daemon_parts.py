@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,7 +43,8 @@ class FakeMonitor(Monitor):
 
     def __init__(self) -> None:
         super().__init__("a")
-        self.wrong: dict[str, MemshareError] = {}
+        self.wrong: dict[str, Exception] = {}
+        self.answers: dict[str, object] = {"query-balloon": {"actual": 1 << 30}}
         self.done: list[tuple[str, object]] = []
         self.figures: dict[str, object] = {}
 
@@ -55,7 +57,7 @@ class FakeMonitor(Monitor):
         return {
             "qom-list": [{"name": "memshare0"}],
             "qom-get": stats(**self.figures),
-            "query-balloon": {"actual": 1 << 30},
+            **self.answers,
         }.get(command)
 
     def found(self, name: str = "a", process: str = "1") -> Found:
@@ -104,6 +106,34 @@ async def test_a_balloon_that_could_not_be_told_is_told_later() -> None:
         watcher.tell("scan-rate", 7)
         await watcher.answered()
         assert monitor.done == [("balloon", 1 << 29), ("scan-rate", 7)]
+
+
+@pytest.mark.parametrize("told", ["Infinity", "1e999", "1" + "0" * 400, "-1", '"1"', "1.5", "{}"])
+async def test_a_balloon_of_which_nonsense_is_told_is_none(told: str) -> None:
+    monitor = FakeMonitor()
+    monitor.answers["query-balloon"] = {"actual": json.loads(told)}
+    watcher = Watcher(monitor.found(), lambda: None)
+    watcher.wants_balloon = True
+    async with at_work(watcher):
+        watcher.ask()
+        await watcher.answered()
+        assert watcher.stats is not None
+        assert watcher.balloon_bytes is None
+
+
+async def test_nonsense_that_nobody_has_thought_of_costs_that_guest_only() -> None:
+    monitor = FakeMonitor()
+    watcher = Watcher(monitor.found(), lambda: None)
+    monitor.wrong["stats"] = RecursionError("x" * 10_000)
+    async with at_work(watcher):
+        watcher.ask()
+        await watcher.answered()
+        assert watcher.domain.problem.startswith("a: talks nonsense: RecursionError: xxx")
+        assert len(watcher.domain.problem) < 300
+        monitor.wrong.clear()
+        watcher.tell("scan-rate", 7)
+        await watcher.answered()
+        assert (watcher.domain.problem, monitor.done) == ("", [("scan-rate", 7)])
 
 
 class Fixed(Source):

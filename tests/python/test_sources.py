@@ -134,3 +134,16 @@ async def test_figures_that_no_engine_has_are_refused(tmp_path: Path, value: int
     async with fake_qmp(tmp_path / "s", "a", objects), open_monitor(tmp_path / "s") as monitor:
         with pytest.raises(MemshareError, match="ram_bytes is not a number of 64 bits"):
             await monitor.stats()
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [([0, 10**400], "is not a number of 64 bits"), ([-1], "of 64 bits"), ([0] * 65, "65 buckets")],
+)
+async def test_a_histogram_that_no_engine_has_is_refused(
+    tmp_path: Path, value: list[int], match: str
+) -> None:
+    objects = {"memshare0": {"stats": stats(window_time_ns=value)}}
+    async with fake_qmp(tmp_path / "s", "a", objects), open_monitor(tmp_path / "s") as monitor:
+        with pytest.raises(MemshareError, match=match):
+            await monitor.stats()

@@ -414,7 +414,7 @@ class LibvirtMonitor(Monitor):
         )
         try:
             answer = msgspec.json.decode(text, type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise MemshareError(f"{self.where}: {command}: no JSON object came back") from error
         if "error" in answer:
             told = answer["error"] if isinstance(answer["error"], dict) else {}

@@ -30,6 +30,8 @@ class NotSharingError(MemshareError):
 
 #: Each figure of `stats` is of 64 bits. Whoever tells more is no engine, and would not fit what is reckoned with.
 FIGURE_MAX = (1 << 64) - 1
+#: Nor has a histogram by powers of two more buckets than bits.
+BUCKETS_MAX = 64
 
 
 class _Name(msgspec.Struct):
@@ -77,7 +79,10 @@ class Monitor(ABC):
             raise NotSharingError(f"{self.where}: {WITHOUT_PLUGIN}") from error
         stats = self._understood("stats", answer, PageStats)
         for name, value in msgspec.structs.asdict(stats).items():
-            if isinstance(value, int) and not 0 <= value <= FIGURE_MAX:
+            figures = value if isinstance(value, list) else [value]
+            if len(figures) > BUCKETS_MAX:
+                raise MemshareError(f"{self.where}: stats: {name} has {len(figures)} buckets")
+            if any(isinstance(one, int) and not 0 <= one <= FIGURE_MAX for one in figures):
                 raise MemshareError(f"{self.where}: stats: {name} is not a number of 64 bits")
         return stats
 
@@ -92,13 +97,14 @@ class Monitor(ABC):
         await self.execute("qom-set", path=OBJECT, property=name, value=value)
 
     async def balloon_bytes(self) -> int | None:
-        """Return the RAM that the guest's balloon leaves it, None for one without a balloon."""
+        """Return the RAM that the guest's balloon leaves it, None for one without a balloon, or that talks nonsense."""
         try:
-            return int((await self.execute("query-balloon"))["actual"])
+            actual = (await self.execute("query-balloon"))["actual"]
         except UnreachableError:
             raise
-        except (MemshareError, KeyError, TypeError, ValueError):
+        except (MemshareError, KeyError, TypeError):
             return None
+        return actual if isinstance(actual, int) and 0 <= actual <= FIGURE_MAX else None
 
     async def set_balloon(self, target_bytes: int) -> None:
         """Ask the guest's balloon to leave it so much RAM; it takes its time, and may not get there."""

@@ -24,6 +24,7 @@ log = structlog.get_logger()
 SELDOM_SECONDS = 30.0
 FAILED_SECONDS = 5.0
 
+NONSENSE_MAX = 200  # characters
 BALLOON = "balloon"  # among the wishes; all others are properties of the plugin
 
 
@@ -99,6 +100,11 @@ class Watcher:
                 self._not_before = time.monotonic() + FAILED_SECONDS
             except MemshareError as error:
                 self._failed(str(error), answered=True)
+                self._not_before = time.monotonic() + FAILED_SECONDS
+            except Exception as error:
+                # What nobody has thought of. Whatever a guest says, it is not to end the daemon.
+                what = f"{type(error).__name__}: {error}"[:NONSENSE_MAX]
+                self._failed(f"{self.found.domain.name}: talks nonsense: {what}", answered=True)
                 self._not_before = time.monotonic() + FAILED_SECONDS
             if not self._due.is_set():
                 self._idle.set()
