@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.lib.vm import until
 
-from memshare.clients import ksm, ksm_marks
+from memshare.clients import ksm, ksm_marks, procfs
 from memshare.config import Config
 from memshare.daemon.ksm import KsmTuner
 from memshare.errors import HostError
@@ -277,7 +277,9 @@ def test_marks_are_seen(is_old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             Path,
             "read_text",
-            lambda path: "ksm_rmap_items 0\n" if path.name == "ksm_stat" else read(path),
+            lambda path, **how: (
+                "ksm_rmap_items 0\n" if path.name == "ksm_stat" else read(path, **how)
+            ),
         )
     seen = {os.getpid()}
     monkeypatch.setattr(ksm_marks, "processes", lambda: frozenset(seen))
@@ -291,6 +293,34 @@ def test_marks_are_seen(is_old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         seen.remove(pid)
     marks.look([])
     assert not marks.marked
+
+
+def test_a_process_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = tmp_path / "7"
+    process.mkdir()
+    for name, text in {
+        "comm": b"w\xe9b\n",
+        "stat": b"7 (w\xe9b) S" + b" 1" * 40,
+        "status": b"Name:\tw\xe9b\nVmRSS:\t4 kB\n",
+        "ksm_stat": b"ksm_rmap_items 0\n",
+        "smaps": b"1000-2000 rw-p 0 00:01 5 /w\xe9b\nVmFlags: rd mg\n",
+    }.items():
+        (process / name).write_bytes(text)
+    ksmd = tmp_path / "8"
+    ksmd.mkdir()
+    (ksmd / "stat").write_text("8 (ksmd) S 2 0")
+    monkeypatch.setattr(procfs, "PROC", tmp_path)
+    (tmp_path / "self").symlink_to("7")
+    marks = ksm_marks.Marks()
+    monkeypatch.setattr(ksm_marks, "processes", lambda: frozenset({7}))
+    marks.look([])
+    assert marks.marked == {7: "w\ufffdb"}
+    assert ksm.processes_marked() == ["7 (w\ufffdb)"]
+    assert ksm.ksmd_pid() == 8
+    assert procfs.start_ticks(7) == 1
+    assert procfs.cpu_seconds(7) > 0
+    assert procfs.status(7) == {"VmRSS": 4096}
+    assert [mapping.path for mapping, _ in procfs.smaps(7)] == ["/w\ufffdb"]
 
 
 def test_stat_is_parsed() -> None:

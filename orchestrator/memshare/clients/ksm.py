@@ -147,7 +147,7 @@ def ksmd_pid() -> int:
     """Find the kernel's thread: a child of kthreadd, so that no program can pass for it."""
     for entry in procfs.PROC.iterdir():
         try:
-            stat = (entry / "stat").read_text() if entry.name.isdigit() else ""
+            stat = (entry / "stat").read_text(errors="replace") if entry.name.isdigit() else ""
         except OSError:
             continue  # ended meanwhile
         name, _, rest = stat.rpartition(")")
@@ -178,7 +178,7 @@ def is_marked(pid: int) -> bool:
         return False  # it has no memory: a thread of the kernel, or it is ending
     if any(line.startswith("ksm_mergeable:") for line in lines):
         return "ksm_mergeable: yes" in lines or "ksm_merge_any: yes" in lines
-    with (folder / "smaps").open() as smaps:
+    with (folder / "smaps").open(errors="replace") as smaps:
         return any(line.startswith("VmFlags:") and "mg" in line.split() for line in smaps)
 
 
@@ -190,7 +190,9 @@ def processes_marked() -> list[str]:
             continue
         try:
             if is_marked(int(entry.name)):
-                found.append(f"{entry.name} ({(entry / 'comm').read_text().strip()})")
+                found.append(
+                    f"{entry.name} ({(entry / 'comm').read_text(errors='replace').strip()})"
+                )
         except OSError:
             continue  # ended meanwhile
     return found

@@ -60,7 +60,7 @@ class Marks:
 
     def _ask(self, pid: int, known: dict[int, str]) -> None:
         folder = procfs.PROC / str(pid)
-        name = (folder / "comm").read_text().strip()
+        name = (folder / "comm").read_text(errors="replace").strip()
         if tuner := _tuner(folder, name):
             self.tuner = tuner
         if self._is_costly and known.get(pid) == name:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the kernel says about memory and processes in /proc. Sizes in bytes.
 
-Functions named `parse_*` are pure; the others read the file and call them.
+Functions named `parse_*` are pure; the others read the file and call them. Names of programs and files may hold any
+byte: those that are not UTF-8 are replaced.
 """
 
 import os
@@ -123,18 +124,18 @@ def parse_file_mappings(text: str) -> FileMappings:
 
 def mappings(pid: int) -> list[Mapping]:
     """All mappings of a process."""
-    with (PROC / str(pid) / "maps").open() as file:
+    with (PROC / str(pid) / "maps").open(errors="replace") as file:
         return [parse_mapping(line) for line in file]
 
 
 def file_mappings(pid: int) -> FileMappings:
     """All mappings of files that a process has."""
-    return parse_file_mappings((PROC / str(pid) / "maps").read_text())
+    return parse_file_mappings((PROC / str(pid) / "maps").read_text(errors="replace"))
 
 
 def smaps(pid: int) -> list[tuple[Mapping, dict[str, int]]]:
     """All mappings of a process with their figures."""
-    with (PROC / str(pid) / "smaps").open() as file:
+    with (PROC / str(pid) / "smaps").open(errors="replace") as file:
         return list(parse_smaps(file))
 
 
@@ -145,7 +146,7 @@ def smaps_rollup(pid: int) -> dict[str, int]:
 
 def status(pid: int) -> dict[str, int]:
     """The byte figures of /proc/PID/status: `VmPTE`, `VmRSS`, ..."""
-    return parse_kb_lines((PROC / str(pid) / "status").read_text().splitlines())
+    return parse_kb_lines((PROC / str(pid) / "status").read_text(errors="replace").splitlines())
 
 
 def meminfo() -> dict[str, int]:
@@ -180,7 +181,7 @@ def cpu_ticks() -> CpuTicks:
 
 def cpu_seconds(pid: int, *, with_children: bool = False) -> float:
     """User and system time that a process used, with all its threads, and with children that it has waited for."""
-    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     ticks = sum(int(field) for field in fields[11 : 15 if with_children else 13])
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -195,7 +196,9 @@ def cpu_ns(pid: int) -> int:
 
 def start_ticks(pid: int) -> int:
     """When a process has started, in clock ticks since the host did."""
-    return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
+    return int(
+        (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    )
 
 
 def thread_cpu_ns(pid: int, thread: int) -> int:
