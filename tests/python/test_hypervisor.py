@@ -6,10 +6,11 @@ tests/integration/test_libvirt.py has a real one.
 
 from typing import Any
 
+import libvirt
 import pytest
 
-from memshare.clients.libvirt import LibvirtMonitor, Running
-from memshare.errors import MemshareError
+from memshare.clients.libvirt import Hypervisor, LibvirtMonitor, Running
+from memshare.errors import MemshareError, UnreachableError
 
 
 def running(name: str) -> Running:
@@ -31,3 +32,60 @@ async def test_a_monitor_that_talks_nonsense_is_one_error_of_ours(said: str) -> 
     monitor = LibvirtMonitor(Answering(said), running("a"))  # type: ignore[arg-type]
     with pytest.raises(MemshareError, match="a: qom-get: no JSON object came back"):
         await monitor.stats()
+
+
+class Listing:
+    """A connection to a libvirt that has web1, web2 and web3; of web2 it tells an error."""
+
+    def __init__(self, code: int, domain: int) -> None:
+        self.error = libvirt.libvirtError("no")
+        self.error.err = (code, domain, "no", 2, None, None, None, -1, -1)
+
+    def listAllDomains(self, _flags: int) -> list[Any]:
+        return [self.guest(name) for name in ("web1", "web2", "web3")]
+
+    def guest(self, name: str) -> Any:
+        listing = self
+
+        class Guest:
+            def UUIDString(self) -> str:
+                return name
+
+            def name(self) -> str:
+                return name
+
+            def ID(self) -> int:
+                return 1
+
+            def isPersistent(self) -> int:
+                if name == "web2":
+                    raise listing.error
+                return 1
+
+            def XMLDesc(self, _flags: int) -> str:
+                return "<domain/>"
+
+        return Guest()
+
+    def isAlive(self) -> int:
+        return 0
+
+    def setKeepAlive(self, _seconds: int, _count: int) -> int:
+        return 0
+
+
+async def test_a_guest_that_ends_during_a_listing_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = Listing(libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_FROM_QEMU)
+    monkeypatch.setattr(libvirt, "open", lambda _uri: ended)
+    assert [guest.name for guest in await Hypervisor("x:///").running()] == ["web1", "web3"]
+
+
+async def test_a_connection_that_is_lost_during_a_listing_is_no_end_of_guests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = Listing(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC)
+    monkeypatch.setattr(libvirt, "open", lambda _uri: lost)
+    with pytest.raises(UnreachableError):
+        await Hypervisor("x:///").running()

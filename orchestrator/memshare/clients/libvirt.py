@@ -249,8 +249,12 @@ class Hypervisor:
         def read(connection: Any) -> list[Running]:
             found = []
             for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-                with contextlib.suppress(libvirt.libvirtError):
+                try:
                     found.append(_running(domain))
+                except libvirt.libvirtError as error:
+                    # Where the connection was lost nobody has ended.
+                    if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                        raise
             return sorted(found, key=lambda guest: guest.name)
 
         return await self._ask("", read)
