@@ -6,9 +6,15 @@ tests/integration/test_libvirt.py has the rest.
 
 import csv
 import io
+from pathlib import Path
 
+import msgspec
 import pytest
 
+from memshare.cli.change import Host
+from memshare.cli.guests import configured
+from memshare.clients.fleet import read_fleet
+from memshare.domain.plugin import Plugin
 from test_status import memshare
 
 #: Has one guest, `test`, of a kind that is not QEMU's.
@@ -41,6 +47,22 @@ async def test_what_cannot_be_done_is_one_line_and_a_code(
     assert (ended, out) == (code, "")
     assert err.startswith("error: ")
     assert message.lower() in err.splitlines()[0].lower()
+
+
+async def test_guests_that_name_no_group_are_in_the_daemons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "memshare.toml"
+    config.write_text('group = "house"\nconnect = ["test:///default"]\nqmp-dirs = []\n')
+    monkeypatch.setenv("MEMSHARE_CONFIG", str(config))
+    path = "/x/libmemshare-qemu.so"
+    assert Host(plugin_path=path).place() == (Plugin(path=path), "house")
+    assert Host(plugin_path=path, group="other").place()[1] == "other"
+    found = await read_fleet(msgspec.structs.replace(configured(), qmp_dirs=()))
+    assert [guest.owner_group for guest in found] == ["house"]
+    config.write_text("groop = 1")
+    ended, _, err = await memshare("attach", "test", *DRIVER, *PLUGIN)
+    assert (ended, err.startswith(f"error: {config}: ")) == (2, True)
 
 
 async def test_a_fleet_leaves_out_what_is_not_attached() -> None:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
+from memshare.cli.change import Host
 from memshare.domain import attachment, option, plugin
 from memshare.domain.attachment import NotAttachedError, Wish
-from memshare.domain.document import parse
+from memshare.domain.document import parse, text_of
 from memshare.domain.plugin import Plugin
 from memshare.errors import HostError, MemshareError
 from memshare.model import Mode, Option
@@ -27,6 +28,10 @@ QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 def attach(xml: str, wish: Wish | None = None, where: Plugin = PLUGIN) -> str:
     return attachment.attach(xml, wish or Wish(), where, "default")
+
+
+def usual(_before: str | None) -> tuple[Plugin, str]:
+    return PLUGIN, "default"
 
 
 def domain(inside: str, kind: str = "kvm") -> str:
@@ -196,14 +201,46 @@ def test_what_is_malformed_can_be_detached(attributes: str) -> None:
 def test_only_what_is_attached_can_be_set() -> None:
     plain = (GOLDEN / "plain.xml").read_text()
     with pytest.raises(NotAttachedError):
-        attachment.amend(plain, Wish(weight=2), PLUGIN, "default")
-    changed = attachment.amend(attach(plain), Wish(mode=Mode.OFF, weight=2), PLUGIN, "default")
+        attachment.amend(plain, Wish(weight=2), usual)
+    changed = attachment.amend(attach(plain), Wish(mode=Mode.OFF, weight=2), usual)
     told = attachment.read(changed, "default")
     assert told.option == Option(mode=Mode.OFF, weight=2)
     assert told.argument is not None
     assert "mode=off" in told.argument
     with pytest.raises(MemshareError, match="min-rate 9 is above max-rate 8"):
-        attachment.amend(changed, Wish(min_rate=9, max_rate=8), PLUGIN, "default")
+        attachment.amend(changed, Wish(min_rate=9, max_rate=8), usual)
+
+
+@pytest.mark.parametrize(
+    ("said", "wish", "argument"),
+    [
+        (Host(), Wish(weight=2), "/opt/{},group=house,mode=content,socket=/srv/odd.sock,x=1"),
+        (Host(), Wish(group="b"), "/opt/{},group=b,mode=content,socket=/srv/b.sock,x=1"),
+        (Host(group="b"), Wish(), "/opt/{},group=b,mode=content,socket=/srv/b.sock,x=1"),
+        (
+            Host(plugin_path="/new/libmemshare-qemu.so", runtime_dir="/run/x"),
+            Wish(mode=Mode.ZERO),
+            "/new/{},group=house,mode=zero,socket=/run/x/house.sock,x=1",
+        ),
+    ],
+)
+def test_what_is_not_set_stays_where_it_was(said: Host, wish: Wish, argument: str) -> None:
+    before = "file=/opt/libmemshare-qemu.so,group=house,mode=content,socket=/srv/odd.sock,x=1"
+    xml = attach((GOLDEN / "plain.xml").read_text())
+    root = parse(xml)
+    plugin.write(root, before)
+    changed = attachment.amend(text_of(root), wish, said.place)
+    assert attachment.read(changed, "").argument == argument.format("libmemshare-qemu.so")
+
+
+def test_a_guest_that_runs_in_the_hosts_group_stays_in_it() -> None:
+    running = attachment.attach(
+        (GOLDEN / "plain.xml").read_text(), Wish(), PLUGIN, host_group="house"
+    )
+    changed = attachment.amend_live(running, Wish(weight=2), None)
+    assert attachment.read(changed, "").option == Option(weight=2)
+    with pytest.raises(HostError, match="was started in group house, not b"):
+        attachment.amend_live(running, Wish(), "b")
 
 
 def test_a_guest_that_runs_changes_its_option_only() -> None:

@@ -18,10 +18,10 @@ def command(target: Target, wish: Wish, host: Host) -> None:
     --config or --current that is what changes, and a guest that runs with the plugin changes now as
     well. --live on a guest that was started without it is exit code 5.
     """
-    plugin = host.plugin()
+    plugin, group = host.place()
     verb = Verb(
-        edit=lambda xml: attachment.attach(xml, wish, plugin, host.group),
-        edit_live=lambda xml: attachment.attach_live(xml, wish, host.group),
+        edit=lambda xml: attachment.attach(xml, wish, plugin, group),
+        edit_live=lambda xml: attachment.attach_live(xml, wish, group),
         done="attached",
     )
     change(verb, target)

@@ -6,8 +6,10 @@ For each guest everything is worked out first, so that an error leaves it as it 
 
 import asyncio
 import functools
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from difflib import unified_diff
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,7 +24,7 @@ from memshare.domain import attachment
 from memshare.domain.attachment import Attachment, NotAttachedError, Wish
 from memshare.domain.document import parse, text_of
 from memshare.domain.option import RATE_MAX, WEIGHT_MAX
-from memshare.domain.plugin import RUNTIME_DIR, SCAN_RATE_DEFAULT, Plugin
+from memshare.domain.plugin import RUNTIME_DIR, SCAN_RATE_DEFAULT, Plugin, group_in, place_of
 from memshare.errors import HostError, MemshareError, UnreachableError, UsageError
 from memshare.model import PLUGIN_FILE, Mode, Option
 
@@ -83,25 +85,35 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the guests' host has memshare, and its group of guests that name none."""
+    """What was said of where the guests' host has memshare, and of its group of guests that name none."""
 
-    plugin_path: str | None
-    runtime_dir: str
-    group: str
+    plugin_path: str | None = None
+    runtime_dir: str | None = None
+    group: str | None = None
 
-    def plugin(self) -> Plugin:
-        """Return where the plugin is; raises HostError when it is not said and not here either."""
-        path = self.plugin_path
-        if path is None:
-            found = installed_plugin()
-            if found is None:
-                raise HostError(
-                    f"{PLUGIN_FILE} is not installed here", "say where it is with --plugin"
-                )
-            path = str(found)
-        if not path.startswith("/"):
-            raise UsageError(f"--plugin {path}: an absolute path is needed, for QEMU to find it")
-        return Plugin(path=path, runtime_dir=self.runtime_dir)
+    def place(self, before: str | None = None) -> tuple[Plugin, str]:
+        """Return where the plugin is, and the group; raises HostError when it is not said and not here either.
+
+        before: the plugin's argument so far, which counts where nothing was said.
+        """
+        if before is not None:
+            known, group = place_of(before), group_in(before)
+        elif self.plugin_path or (found := installed_plugin()):
+            known = Plugin(path=self.plugin_path or str(found))
+            group = self.group or configured_group()
+        else:
+            raise HostError(f"{PLUGIN_FILE} is not installed here", "say where it is with --plugin")
+        plugin = Plugin(
+            path=self.plugin_path or known.path, runtime_dir=self.runtime_dir or known.runtime_dir
+        )
+        return plugin, self.group or group
+
+
+def configured_group() -> str:
+    """Return the group in which the daemon puts guests that name none; raises UsageError."""
+    from memshare.config import load  # slow to import
+
+    return load(Path(os.environ.get("MEMSHARE_CONFIG", paths.CONFIG))).group
 
 
 def guests_and_scope(verb: Command) -> Command:
@@ -169,8 +181,8 @@ def wishes(verb: Command) -> Command:
     def command(
         *arguments: Any,
         plugin: str | None,
-        runtime_dir: str,
-        host_group: str,
+        runtime_dir: str | None,
+        host_group: str | None,
         group: str | None,
         mode: str | None,
         min_rate: int | None,
@@ -178,6 +190,8 @@ def wishes(verb: Command) -> Command:
         weight: int | None,
         **others: Any,
     ) -> None:
+        if plugin and not plugin.startswith("/"):
+            raise UsageError(f"--plugin {plugin}: an absolute path is needed, for QEMU to find it")
         host = Host(plugin_path=plugin, runtime_dir=runtime_dir, group=host_group)
         verb(*arguments, wish_of(group, mode, min_rate, max_rate, weight), host, **others)
 
@@ -198,15 +212,13 @@ def wishes(verb: Command) -> Command:
             click.option(
                 "--runtime-dir",
                 envvar="MEMSHARE_RUNTIME_DIR",
-                default=RUNTIME_DIR,
-                show_default=True,
+                show_default=RUNTIME_DIR,
                 help="Where the broker's sockets are on that host.",
             ),
             click.option(
                 "--host-group",
                 envvar="MEMSHARE_HOST_GROUP",
-                default="default",
-                show_default=True,
+                show_default="the daemon's, by its configuration",
                 help="Group of guests that name none and belong to no OpenStack project.",
             ),
         )

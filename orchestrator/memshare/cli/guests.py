@@ -89,7 +89,9 @@ def configured() -> Sources:
     if uris is None:
         uris = fleet.default_uris() if config.qmp_dirs else ()
     return msgspec.structs.replace(
-        fleet.sources(map(Path, config.qmp_dirs), uris), daemon=Path(config.socket)
+        fleet.sources(map(Path, config.qmp_dirs), uris),
+        daemon=Path(config.socket),
+        group=config.group,
     )
 
 

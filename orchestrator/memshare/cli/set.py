@@ -15,13 +15,13 @@ from memshare.errors import UsageError
 def command(target: Target, wish: Wish, host: Host) -> None:
     """Change group, mode, rates or weight of guests that are attached.
 
-    A guest that runs is steered at once; its group is fixed until it starts anew.
+    A guest that runs is steered at once; its group is fixed until it starts anew. Where plugin and sockets are, and
+    the group of guests that name none, stays as it is unless it is said.
     """
     if wish == Wish():
         raise UsageError("nothing to set", "memshare set --help")
-    plugin = host.plugin()
     verb = Verb(
-        edit=lambda xml: attachment.amend(xml, wish, plugin, host.group),
+        edit=lambda xml: attachment.amend(xml, wish, host.place),
         edit_live=lambda xml: attachment.amend_live(xml, wish, host.group),
         done="set",
     )

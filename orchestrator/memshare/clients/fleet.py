@@ -17,11 +17,15 @@ LIBVIRT_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqem
 
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to look for guests. daemon is the socket of one that watches all of them, if it runs."""
+    """Where to look for guests. daemon is the socket of one that watches all of them, if it runs.
+
+    group is that of libvirt's guests that name none.
+    """
 
     qmp_dirs: tuple[Path, ...]
     uris: tuple[str, ...]
     daemon: Path | None = None
+    group: str = "default"
 
     def __str__(self) -> str:
         """Return them as a person would list them."""
@@ -47,7 +51,7 @@ def default_uris() -> tuple[str, ...]:
 async def read_fleet(where: Sources) -> list[Domain]:
     """Return the guests of all sources, in order of names, each once."""
     async with asyncio.TaskGroup() as group:
-        managed = [group.create_task(_read_libvirt(uri)) for uri in where.uris]
+        managed = [group.create_task(_read_libvirt(uri, where.group)) for uri in where.uris]
         bare = [group.create_task(read_domains(folder)) for folder in where.qmp_dirs]
     found = each_once(
         [domain for task in managed for domain in task.result()],
@@ -56,11 +60,11 @@ async def read_fleet(where: Sources) -> list[Domain]:
     return sorted(found, key=lambda domain: (domain.name, domain.source))
 
 
-async def _read_libvirt(uri: str) -> list[Domain]:
+async def _read_libvirt(uri: str, host_group: str) -> list[Domain]:
     from memshare.clients.libvirt import open_hypervisor  # it need not be installed
 
     async with open_hypervisor(uri) as hypervisor:
-        return await hypervisor.domains(host_group="default")
+        return await hypervisor.domains(host_group)
 
 
 def is_same(one: Domain, other: Domain) -> bool:

@@ -4,6 +4,8 @@
 Each function takes a domain's XML and returns it changed, and does nothing the second time.
 """
 
+from collections.abc import Callable
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -69,32 +71,37 @@ def attach(xml: str, wish: Wish, plugin: Plugin, host_group: str) -> str:
     return text_of(root)
 
 
-def amend(xml: str, wish: Wish, plugin: Plugin, host_group: str) -> str:
-    """As `attach`, for a domain that is attached already; raises NotAttachedError."""
+def amend(xml: str, wish: Wish, place: Callable[[str | None], tuple[Plugin, str]]) -> str:
+    """As `attach`, for a domain that is attached already; raises NotAttachedError.
+
+    place returns plugin and host's group for one that has this argument so far.
+    """
     root = parse(xml)
-    if options.read(root) is None and plugins.argument_of(root) is None:
+    argument = plugins.argument_of(root)
+    if options.read(root) is None and argument is None:
         raise NotAttachedError("is not attached", "memshare attach DOMAIN")
-    return attach(xml, wish, plugin, host_group)
+    return attach(xml, wish, *place(argument))
 
 
-def attach_live(xml: str, wish: Wish, host_group: str) -> str:
+def attach_live(xml: str, wish: Wish, host_group: str | None) -> str:
     """As `attach`, for a domain as it runs: the option only, for the plugin is there or comes too late.
 
-    HostError: what is wished can be had from the next start on only.
+    host_group None: whichever it was started in. HostError: what is wished can be had from the next start on only.
     """
     root = parse(xml)
     argument = plugins.argument_of(root)
     if argument is None:
         raise HostError("was started without memshare", NEXT_START)
     option = wish.applied(options.read(root) or options.DEFAULT)
-    group, started_in = group_of(root, option, host_group), plugins.group_in(argument)
+    started_in = plugins.group_in(argument)
+    group = group_of(root, option, host_group or started_in)
     if group != started_in:
         raise HostError(f"was started in group {started_in}, not {group}", NEXT_START)
     options.write(root, option)
     return text_of(root)
 
 
-def amend_live(xml: str, wish: Wish, host_group: str) -> str:
+def amend_live(xml: str, wish: Wish, host_group: str | None) -> str:
     """As `attach_live`, for a domain that has an option; raises NotAttachedError."""
     root = parse(xml)
     if options.read(root) is None and plugins.argument_of(root) is not None:

@@ -36,7 +36,12 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
         before: what followed it so far. What only its owner can know, such as `cpu-limit=`, is kept.
         """
         words = [_escape(self.path), f"group={group}", f"mode={option.mode}"]
-        if self.runtime_dir != RUNTIME_DIR:
+        if before is not None and (place_of(before).runtime_dir, group_in(before)) == (
+            self.runtime_dir,
+            group,
+        ):
+            words += [word for word in _split(before)[1:] if word.startswith("socket=")]
+        elif self.runtime_dir != RUNTIME_DIR:
             words.append(f"socket={_escape(self.runtime_dir)}/{group}.sock")
         if (rate := option.clamp(SCAN_RATE_DEFAULT)) != SCAN_RATE_DEFAULT:
             words.append(f"scan-rate={rate}")
@@ -56,8 +61,7 @@ def _split(argument: str) -> list[str]:
 
 def is_ours(argument: str) -> bool:
     """Whether what follows -plugin names our plugin's file."""
-    path = _split(argument)[0].removeprefix("file=").replace(",,", ",")
-    return PurePosixPath(path).name == PLUGIN_FILE
+    return PurePosixPath(place_of(argument).path).name == PLUGIN_FILE
 
 
 def find(root: Element) -> list[tuple[Element, Element]]:
@@ -79,8 +83,23 @@ def argument_of(root: Element) -> str | None:
 
 def group_in(argument: str) -> str:
     """Return the group that such an argument names."""
-    named = [word.removeprefix("group=") for word in _split(argument) if word.startswith("group=")]
-    return named[-1] if named else "default"
+    return _value(argument, "group") or "default"
+
+
+def place_of(argument: str) -> Plugin:
+    """Return where such an argument says that plugin and sockets are."""
+    socket = _value(argument, "socket")
+    return Plugin(
+        path=_split(argument)[0].removeprefix("file=").replace(",,", ","),
+        runtime_dir=str(PurePosixPath(socket).parent) if socket else RUNTIME_DIR,
+    )
+
+
+def _value(argument: str, name: str) -> str | None:
+    """Return what such an argument says of a name, the last word of several."""
+    words = [word.partition("=") for word in _split(argument)[1:]]
+    values = [value.replace(",,", ",") for key, _, value in words if key == name]
+    return values[-1] if values else None
 
 
 def write(root: Element, argument: str | None) -> None:
