@@ -4,6 +4,8 @@
 tests/integration/test_libvirt.py has a real one.
 """
 
+import asyncio
+import threading
 from typing import Any
 
 import libvirt
@@ -89,3 +91,36 @@ async def test_a_connection_that_is_lost_during_a_listing_is_no_end_of_guests(
     monkeypatch.setattr(libvirt, "open", lambda _uri: lost)
     with pytest.raises(UnreachableError):
         await Hypervisor("x:///").running()
+
+
+async def test_while_a_connection_hangs_no_other_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answers, listed = [], threading.Event(), threading.Event()
+    well = Listing(libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_FROM_QEMU)
+
+    def hang(uri: str) -> Listing:
+        asked.append(uri)
+        answers.wait()
+        return well
+
+    def all_domains(_flags: int) -> list[Any]:
+        listed.set()
+        return []
+
+    monkeypatch.setattr(libvirt, "open", hang)
+    monkeypatch.setattr(well, "listAllDomains", all_domains)
+    hypervisor = Hypervisor("x:///")
+    try:
+        with monkeypatch.context() as patience:
+            patience.setattr(Hypervisor._call, "__defaults__", (0.05,))
+            while not hypervisor._hanging:
+                with pytest.raises(UnreachableError, match="does not answer"):
+                    await hypervisor.running()
+        before = len(asked)
+        for _ in range(3):
+            with pytest.raises(UnreachableError, match="does not answer"):
+                await hypervisor.running()
+        assert len(asked) == before
+    finally:
+        answers.set()
+    assert await asyncio.to_thread(listed.wait, 60)
+    assert await hypervisor.running() == []

@@ -148,6 +148,8 @@ class Hypervisor:
         """Nothing is asked yet."""
         self.uri = uri
         self._free: list[Any] = []
+        self._opening: set[object] = set()
+        self._hanging: set[object] = set()
         self._busy: set[str] = set()
         self._commands = asyncio.Semaphore(COMMANDS_AT_ONCE)
 
@@ -168,7 +170,7 @@ class Hypervisor:
         told, pause_seconds = False, RETRY_SECONDS_MIN
         while True:
             try:
-                connection = await self._call("", lambda: _open(self.uri))
+                connection = await self._call("", self._open)
             except MemshareError as error:
                 if not told:
                     on_change(Change(uri=self.uri, kind=Kind.LOST, reason=str(error)))
@@ -379,7 +381,20 @@ class Hypervisor:
             with contextlib.suppress(IndexError):  # another thread took the last one
                 if _lives(connection := self._free.pop()):
                     return connection
-        return _open(self.uri)
+        return self._open()
+
+    def _open(self) -> Any:
+        """Return a new connection; raises _ConnectError, at once while an earlier one hangs.
+
+        A libvirtd that takes connections and says nothing would cost a thread and its descriptors each time.
+        """
+        if self._opening & self._hanging:
+            raise _ConnectError("does not answer")
+        self._opening.add(this := object())
+        try:
+            return _open(self.uri)
+        finally:
+            self._opening.remove(this)
 
     async def _call(
         self, name: str, call: Callable[[], T], timeout_seconds: float = CALL_SECONDS
@@ -390,6 +405,7 @@ class Hypervisor:
             async with asyncio.timeout(timeout_seconds):
                 return await _in_thread(call)
         except TimeoutError as error:
+            self._hanging = set(self._opening)
             raise UnreachableError(f"{where}: libvirt does not answer") from error
         except _ConnectError as error:
             raise UnreachableError(f"{self.uri}: {error}", "does libvirtd run?") from error
