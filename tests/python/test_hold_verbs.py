@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fakes.fake_qmp import FakeQmp, error, fake_qmp
@@ -12,7 +13,7 @@ from memshare.cli import drain, pause, resume
 from memshare.cli.hold import Target
 from memshare.clients.holds import Verb, read_holds
 from memshare.config import Config
-from memshare.errors import MemshareError, NoSuchDomainError, UnreachableError
+from memshare.errors import HostError, MemshareError, NoSuchDomainError, UnreachableError
 from samples import stats
 
 
@@ -86,6 +87,20 @@ async def test_after_draining_all_each_guest_shares_what_it_did_before(host: Hos
         assert [guest.state[0] for guest in guests] == ["off"] * 3
         await host.resume()
         assert [guest.state[0] for guest in guests] == modes
+
+
+async def test_force_drains_within_a_cgroup_that_is_not_there(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.config = msgspec.structs.replace(host.config, cgroup="/absent.slice")
+    async with AsyncExitStack() as stack:
+        guest = await host.start(stack, Guest("a"))
+        with pytest.raises(HostError, match=r"^/absent.slice: "):
+            await drain._drain(host.target(), force=False, waits=True)
+        assert guest.state[0] == "content"
+        await host.drain()
+        assert guest.state[0] == "off"
+    assert "warning: /absent.slice: " in capsys.readouterr().err
 
 
 async def test_a_guest_of_which_nothing_is_known_is_not_made_to_share(host: Host) -> None:

@@ -36,7 +36,13 @@ async def _drain(target: Target, *, force: bool, waits: bool) -> None:
         figures = {guest.domain.name: await _stats(guest) for guest in guests}
         coming = sum(stats.shared_pages for stats in figures.values() if stats) * PAGE_BYTES
         cgroup = Path(target.config.cgroup) if target.config.cgroup else None
-        headroom = read_host(cgroup).headroom_bytes
+        try:
+            headroom = read_host(cgroup).headroom_bytes
+        except HostError as error:
+            if not force:
+                raise
+            click.echo(f"warning: {error}", err=True)
+            headroom = read_host().headroom_bytes
         click.echo(
             f"{human_bytes(coming)} come back into use, {human_bytes(headroom)} are left", err=True
         )
