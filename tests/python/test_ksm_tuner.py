@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The tuner of the kernel's KSM: against this kernel, and against knobs in a folder."""
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,11 +16,14 @@ import pytest
 from tests.lib.vm import until
 
 from memshare.clients import ksm, ksm_marks, procfs
-from memshare.config import Config
+from memshare.config import Config, MetricsConfig
 from memshare.daemon.ksm import KsmTuner
+from memshare.daemon.service import Service
+from memshare.daemon.state import State
 from memshare.errors import HostError
 from memshare.model import WITHOUT_PLUGIN, Domain, KsmView
 from memshare.policy import Host
+from memshare.policy import State as PolicyState
 from memshare.policy.ksm import KsmConfig
 from memshare.policy.pressure import Pressure
 
@@ -192,6 +198,54 @@ async def test_successor_of_a_killed_daemon_puts_them_back(knobs: Path, tmp_path
     assert (await successor.step()).phase == "scanning"
     await successor.tuner.close()
     assert ksm.read_knobs() == before
+
+
+async def test_a_successor_that_does_not_steer_puts_them_back_too(
+    knobs: Path, tmp_path: Path
+) -> None:
+    before = ksm.read_knobs()
+    killed = Tuned(tmp_path, {"me": os.getpid()})
+    await killed.step()
+    killed.tuner._lock.close()
+    assert ksm.read_knobs() != before
+    config = Config(
+        connect=(),
+        qmp_dirs=(str(tmp_path),),
+        broker="",
+        socket=str(tmp_path / "socket"),
+        state_dir=str(tmp_path),
+        metrics=MetricsConfig(port=0),
+    )
+    service = Service(tmp_path / "memshare.toml", config)
+    service._signals.put_nowait(signal.SIGTERM)
+    with pytest.raises(ExceptionGroup):
+        await service._serve(State(policy=PolicyState()))
+    assert ksm.read_knobs() == before
+    assert not (tmp_path / "ksm.json").exists()
+
+
+async def test_a_step_that_is_late_changes_nothing_after_the_end(
+    knobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ksm.read_knobs()
+    looking, answers = threading.Event(), threading.Event()
+
+    def is_marked(_pid: int) -> bool:
+        looking.set()
+        return answers.wait()
+
+    monkeypatch.setattr(ksm, "is_marked", is_marked)
+    host = Tuned(tmp_path, {"me": os.getpid()})
+    step = asyncio.create_task(host.step())
+    try:
+        assert await asyncio.to_thread(looking.wait, 60)
+        step.cancel()
+        await host.tuner.close()
+    finally:
+        answers.set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert ksm.read_knobs() == before
+    assert not (tmp_path / "ksm.json").exists()
 
 
 async def test_unmerging_is_never_put_back(knobs: Path, tmp_path: Path) -> None:

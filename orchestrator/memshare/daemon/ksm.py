@@ -6,9 +6,10 @@ goes wrong stops ksmd: without sight of whom it scans it must not scan.
 """
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -52,6 +53,8 @@ class KsmTuner:
         self._before: dict[str, str] = {}
         self._ksmd = 0
         self._lock = ExitStack()
+        self._turn = threading.Lock()
+        self._is_closed = False
 
     async def step(self, guests: Iterable[tuple[Domain, int]], pressure: Pressure) -> KsmView:
         """Look and steer. guests are all that run on this host, with the process of each. Raises nothing.
@@ -76,20 +79,44 @@ class KsmTuner:
             await asyncio.sleep(STEP_SECONDS)
 
     async def close(self) -> None:
-        """Put the knobs back, unless they are somebody else's by now. What is merged stays merged."""
+        """Put the knobs back, unless they are somebody else's by now. What is merged stays merged.
+
+        A step that is still in its thread changes nothing any more.
+        """
         await asyncio.to_thread(self._close)
+
+    async def clean_up(self) -> None:
+        """Put the knobs back that a daemon which was killed has left, where KSM is not to be steered. Raises nothing."""
+        if not self._file.exists():
+            return
+        try:
+            await asyncio.to_thread(self._begin)
+            await self.close()
+        except (HostError, OSError) as error:
+            log.error("ksm_not_put_back", file=str(self._file), reason=str(error))
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keep `close` waiting; raises HostError once the knobs were put back."""
+        with self._turn:
+            if self._is_closed:
+                raise HostError("KSM is not steered any more")
+            yield
 
     def _step(self, guests: list[tuple[Domain, int]], pressure: Pressure) -> KsmView:
         try:
-            self._begin()
+            with self._changing():
+                self._begin()
             look = self._look(guests)
             steering = steer(look, self._state, pressure, self._config)
-            self._carry_out(steering, look.knobs)
+            with self._changing():
+                self._carry_out(steering, look.knobs)
         except (HostError, OSError) as error:
             why = str(error)
             try:
-                self._halt()
-            except OSError as worse:
+                with self._changing():
+                    self._halt()
+            except (HostError, OSError) as worse:
                 why = f"{why}; ksmd cannot be stopped: {worse}"
             return KsmView(phase="unavailable", reason=why)
         return KsmView(
@@ -192,7 +219,8 @@ class KsmTuner:
             self._state = msgspec.structs.replace(self._state, written=written)
 
     def _close(self) -> None:
-        with self._lock:
+        with self._turn, self._lock:
+            self._is_closed = True
             if self._are_ours():
                 before = dict(self._before)
                 if before["run"] == ksm.RUN_UNMERGE:

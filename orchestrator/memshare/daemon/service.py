@@ -112,6 +112,8 @@ class Service:
                 stack.push_async_callback(source.close)
             if tuner is not None:
                 stack.push_async_callback(tuner.close)
+            else:
+                await KsmTuner(config).clean_up()
             answerer = Answerer(config, state, lambda: loop.view)
             await stack.enter_async_context(serving(Path(config.socket), answerer))
             self._arm(stack, config, loop)
