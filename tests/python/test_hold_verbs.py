@@ -161,6 +161,41 @@ async def test_all_guests_are_held_although_none_can_be_asked(host: Host) -> Non
     assert held.verb is Verb.PAUSE
 
 
+@pytest.mark.parametrize("names", [["a", "b"], []])
+@pytest.mark.parametrize("verb", [Verb.PAUSE, Verb.DRAIN])
+async def test_resuming_all_leaves_those_held_whose_place_cannot_be_asked(
+    host: Host, tmp_path: Path, verb: Verb, names: list[str]
+) -> None:
+    first, second, away = host.folder, tmp_path / "second", tmp_path / "away"
+    second.mkdir()
+    host.config = msgspec.structs.replace(host.config, qmp_dirs=(str(first), str(second)))
+    async with AsyncExitStack() as stack:
+        a = await host.start(stack, Guest("a"))
+        host.folder = second
+        b = await host.start(stack, Guest("b"))
+        await (host.pause if verb is Verb.PAUSE else host.drain)(*names)
+        stopped = b.state
+        second.rename(away)
+        for _ in range(2):
+            with pytest.raises(UnreachableError):
+                await host.resume()
+            holds = read_holds(host.state_dir)
+            held = holds.of("b")
+            assert held is not None
+            assert (held.verb, holds.of("a")) == (verb, None)
+        assert a.state[0] == "content"
+        assert a.state[1] > 0
+        assert b.state == stopped
+        away.rename(second)
+        await host.pause()
+        holds = read_holds(host.state_dir)
+        assert [hold and hold.verb for hold in map(holds.of, "ab")] == [Verb.PAUSE, verb]
+        await host.resume()
+        assert (b.state[0], b.state[1] > 0) == ("content", True)
+        holds = read_holds(host.state_dir)
+        assert (holds.all, holds.guests) == (None, {})
+
+
 async def test_a_mode_that_nobody_knows_keeps_no_other_guest_from_being_drained(host: Host) -> None:
     async with AsyncExitStack() as stack:
         odd = await host.start(stack, Guest("a", mode="huge"))

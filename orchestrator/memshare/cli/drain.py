@@ -32,7 +32,7 @@ def command(target: Target, *, force: bool, no_wait: bool) -> None:
 
 
 async def _drain(target: Target, *, force: bool, waits: bool) -> None:
-    async with opened(target) as guests:
+    async with opened(target) as (guests, _):
         figures = {guest.domain.name: await _stats(guest) for guest in guests}
         coming = sum(stats.shared_pages for stats in figures.values() if stats) * PAGE_BYTES
         cgroup = Path(target.config.cgroup) if target.config.cgroup else None

@@ -61,10 +61,13 @@ def of_guests(verb: Command) -> Command:
 
 
 @asynccontextmanager
-async def opened(target: Target, known: Container[str] = ()) -> AsyncIterator[list[Found]]:
-    """Find the guests that are meant and run; raises NoSuchDomainError for one that does not and is not known.
+async def opened(
+    target: Target, known: Container[str] = ()
+) -> AsyncIterator[tuple[list[Found], bool]]:
+    """Find the guests that are meant and run, and say whether these are all.
 
-    What is said of all guests is said although a place cannot be asked: that is told at the end.
+    Raises NoSuchDomainError for one that does not run and is not known. What is said of all guests is said although a
+    place cannot be asked: that is told at the end.
     """
     async with AsyncExitStack() as stack:
         sources = sources_of(target.config)
@@ -84,7 +87,7 @@ async def opened(target: Target, known: Container[str] = ()) -> AsyncIterator[li
             if name not in known:
                 raise NoSuchDomainError(f"{name}: no such guest runs here", "memshare list")
         names = found if target.everyone else target.guests
-        yield [found[name] for name in names if name in found]
+        yield [found[name] for name in names if name in found], not lost
         for unasked in lost:
             click.echo(f"error: {unasked}", err=True)
         if lost:

@@ -24,7 +24,7 @@ def command(target: Target) -> None:
 
 
 async def _pause(target: Target) -> None:
-    async with opened(target) as guests:
+    async with opened(target) as (guests, _):
         holds = read_holds(target.state_dir)
         for name in target.names:
             known = holds.all if name is None else holds.guests.get(name)
@@ -32,6 +32,9 @@ async def _pause(target: Target) -> None:
                 known is None or known.verb is not Verb.DRAIN
             ):  # that stops more, and knows the way back
                 hold(target.state_dir, name, Hold(verb=Verb.PAUSE))
+            else:
+                for freed in known.released - holds.guests.keys():
+                    hold(target.state_dir, freed, Hold(verb=Verb.PAUSE))
         await for_each(guests, _stop)
 
 

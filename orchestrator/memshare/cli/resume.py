@@ -4,6 +4,7 @@
 import asyncio
 
 import click
+import msgspec
 
 from memshare.cli.hold import Target, for_each, of_guests, opened
 from memshare.clients.holds import Hold, Verb, hold, read_holds, release
@@ -29,10 +30,15 @@ async def _resume(target: Target) -> None:
     before = read_holds(target.state_dir)
     if not target.everyone and before.all is not None:
         raise MemshareError("all guests are held", "memshare resume --all")
-    async with opened(target, before.guests) as guests:
+    async with opened(target, before.guests) as (guests, are_all):
+        reached = {guest.domain.name for guest in guests}
         for name in [None, *before.guests] if target.everyone else target.guests:
-            release(target.state_dir, name)
-        for name in set(target.guests) - {guest.domain.name for guest in guests}:
+            if are_all or name in reached:
+                release(target.state_dir, name)
+        if before.all is not None and not are_all:
+            released = before.all.released | reached
+            hold(target.state_dir, None, msgspec.structs.replace(before.all, released=released))
+        for name in set(target.guests) - reached:
             click.echo(f"{name}: does not run; it is not held any more", err=True)
 
         async def let_go(guest: Found) -> str:

@@ -28,10 +28,14 @@ class Verb(StrEnum):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One hold. modes is what each guest shared before a drain, to go back to."""
+    """One hold. modes is what each guest shared before a drain, to go back to.
+
+    released names guests that a hold on all holds no more, while others could not be told so.
+    """
 
     verb: Verb
     modes: dict[str, Mode] = msgspec.field(default_factory=dict)
+    released: frozenset[str] = frozenset()
 
 
 class Holds(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +46,8 @@ class Holds(msgspec.Struct, frozen=True, kw_only=True):
 
     def of(self, domain: str) -> Hold | None:
         """Return what holds a guest; of two the stronger one."""
-        both = [hold for hold in (self.guests.get(domain), self.all) if hold is not None]
+        candidates = (self.guests.get(domain), self.all)
+        both = [hold for hold in candidates if hold is not None and domain not in hold.released]
         return next((hold for hold in both if hold.verb is Verb.DRAIN), both[0] if both else None)
 
 
