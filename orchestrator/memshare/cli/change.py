@@ -59,13 +59,14 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One change that is ready to be made."""
+    """One change that is ready to be made. is_due: also where the XML stays as it is."""
 
     name: str
     scope: str
     before: str
     after: str
     apply: Callable[[], Awaitable[None]]
+    is_due: bool = False
 
     def diff(self) -> str:
         """Return what changes, as `diff -u` shows it; empty when nothing does."""
@@ -261,12 +262,15 @@ async def _change(verb: Verb, target: Target) -> None:
     async with open_hypervisor(target.uri) as hypervisor:
         names = await hypervisor.names() if target.fleet else list(dict.fromkeys(target.guests))
         for name in names:
+            steps: list[Step] = []
             try:
                 steps = await plan(verb, hypervisor, name, target.scope)
                 for step in steps:
                     await carry_out(step, verb.done, dry_run=target.dry_run)
-            except UnreachableError:
-                raise
+            except UnreachableError as error:
+                if not steps:  # libvirt itself
+                    raise
+                errors.append(error)
             except NotAttachedError as error:
                 if not target.fleet:
                     errors.append(error)
@@ -286,9 +290,10 @@ async def carry_out(step: Step, done: str, *, dry_run: bool) -> None:
     if dry_run:
         click.echo(diff, nl=False)
         return
-    if diff:
+    is_due = bool(diff) or step.is_due
+    if is_due:
         await step.apply()
-    click.echo(f"{step.name}: {done if diff else 'is as wanted'} ({step.scope})", err=True)
+    click.echo(f"{step.name}: {done if is_due else 'is as wanted'} ({step.scope})", err=True)
 
 
 async def plan(verb: Verb, hypervisor: Hypervisor, name: str, scope: Scope) -> list[Step]:
@@ -328,19 +333,22 @@ async def _config_step(verb: Verb, hypervisor: Hypervisor, name: str) -> Step:
 
 
 def _live_step(verb: Verb, hypervisor: Hypervisor, guest: Running) -> Step:
-    after = verb.edit_live(guest.xml)
-    wanted = attachment.read(after, "").option
+    before, after = text_of(parse(guest.xml)), verb.edit_live(guest.xml)
+    told, wanted = attachment.read(guest.xml, ""), attachment.read(after, "").option
 
     async def apply() -> None:
-        await steer(hypervisor.monitor(guest), attachment.read(guest.xml, ""), wanted)
-        await hypervisor.set_live_option(guest.name, wanted)
+        await steer(hypervisor.monitor(guest), told, wanted)
+        if after != before:
+            await hypervisor.set_live_option(guest.name, wanted)
 
     return Step(
         name=guest.name,
         scope="live",
-        before=text_of(parse(guest.xml)),
+        before=before,
         after=after,
         apply=apply,
+        # A plugin that was given no option may share all the same.
+        is_due=wanted is None and told.argument is not None,
     )
 
 
