@@ -76,7 +76,7 @@ def refuse_tuner() -> None:
     for pid in processes():
         folder = procfs.PROC / str(pid)
         try:
-            tuner = _tuner(folder, (folder / "comm").read_text().strip())
+            tuner = _tuner(folder, (folder / "comm").read_text(errors="replace").strip())
         except OSError:
             continue  # ended meanwhile
         if tuner:
