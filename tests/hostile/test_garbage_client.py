@@ -320,9 +320,7 @@ def test_client_that_does_not_read_its_socket(broker: Broker, control: Control) 
         assert share_and_release(client, rounds + 1) == ReplyOp.MATCH
 
 
-def test_connections_that_say_nothing_are_few_and_short(
-    broker: Broker, bystander: Client
-) -> None:
+def test_connections_that_say_nothing_are_few_and_short(broker: Broker, bystander: Client) -> None:
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(Client(broker.socket_path())) for _ in range(4)]
         with Client(broker.socket_path()) as fifth:
