@@ -16,8 +16,9 @@ from memshare.engine import Engine
 PAGES = 128
 #: Several times as long as a window may begin new runs.
 SLOW_NS = 1_000_000
-#: Windows begin small: among so many pages the last would like to move several hauls in one call.
-MANY_PAGES, HAUL_PAGES = 4096, 64
+#: Windows begin small, and are small again where the machine is busy: among so many pages most would like to move several
+#: hauls in one call.
+MANY_PAGES, HAUL_PAGES = 16384, 64
 
 
 def slow() -> None:
