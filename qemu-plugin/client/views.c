@@ -75,13 +75,20 @@ int msh_views_find(const MshViews *views, uint32_t segment, uint32_t *ret_local)
     return -ENOENT;
 }
 
+static void close_fd(MshView *view)
+{
+    if (view->fd >= 0)
+        close(view->fd);
+    view->fd = -1;
+}
+
 void msh_views_close(MshViews *views, uint32_t local)
 {
     MshView *view = views->view[local];
     views->view[local] = NULL;
     munmap((void *)view->bytes, MSH_SEGMENT_BYTES);
     munmap(view->template, MSH_SEGMENT_BYTES);
-    close(view->fd);
+    close_fd(view);
     free(view);
 }
 
@@ -145,10 +152,11 @@ bool msh_views_has_lost(const MshViews *views)
 bool msh_view_holds(MshView *view, MshSlot slot)
 {
     uint64_t end_bytes = msh_slot_offset_bytes(slot) + MSH_PAGE_BYTES;
-    if (end_bytes > view->size_bytes) {
-        struct stat status;
-        if (fstat(view->fd, &status) == 0)
-            view->size_bytes = (uint64_t)status.st_size;
+    struct stat status;
+    if (end_bytes > view->size_bytes && view->fd >= 0 && fstat(view->fd, &status) == 0) {
+        view->size_bytes = (uint64_t)status.st_size;
+        if (view->size_bytes == MSH_SEGMENT_BYTES)
+            close_fd(view); /* it grows no more, and the process may be short of descriptors */
     }
     return end_bytes <= view->size_bytes;
 }

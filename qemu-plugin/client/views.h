@@ -23,7 +23,7 @@ typedef struct MshView {
     bool retired;      /* its source will not match it again */
     _Atomic bool is_leaving;   /* what it maps shall move: its source is gone, or empties it */
     bool dont_fork, dont_dump; /* of the template */
-    int fd;
+    int fd;              /* -1: it has its full size */
     uint64_t size_bytes; /* of the file, when last looked: it only grows */
     const uint8_t *bytes;
     uint8_t *template;
