@@ -110,11 +110,11 @@ async def loaded(pair: Pair, request: str) -> AsyncIterator[None]:
         done.set()
 
 
-def waiting(slow: SlowDisk) -> Callable[[], Awaitable[bool]]:
-    """Ask whether a disk has requests that wait."""
+def is_read(slow: SlowDisk, guest: Guest) -> Callable[[], Awaitable[bool]]:
+    """Ask whether a guest's QEMU waits for what it reads from a disk."""
 
     async def look() -> bool:
-        return slow.has_waiting()
+        return slow.is_read_by(guest.pid)
 
     return look
 
@@ -137,7 +137,7 @@ async def test_I1_memory_that_a_disk_has_pinned_is_not_copied(pair: Pair) -> Non
     pair.slow.hold()
     reading = asyncio.ensure_future(guest.ask("reread", ANSWER_SECONDS))
     try:
-        await until(waiting(pair.slow), bool)
+        await until(is_read(pair.slow, guest), bool)
         await tell(pair.guests, mode="off")
 
         async def store_is_left() -> bool:
