@@ -10,7 +10,7 @@
 
 enum {
     RETRIES_MAX = 9, /* 512 s between two */
-    KEPT_TIMES = 16, /* its own memory, that a page has to keep to be let go at once; half of it at each retry */
+    KEPT_TIMES = 16, /* its own memory, that a page has to keep to be let go at once */
 };
 
 static void walk(MshEngine *engine)
@@ -79,6 +79,20 @@ static bool is_broken(const MshEngine *engine, const MshRegion *region, uint32_t
     return region->state[page] == MSH_PAGE_BROKEN && msh_scan_leaving_view(&engine->views, region, page);
 }
 
+/* Of what a page has to keep, by how long its view has been leaving: 1, 3, 7, 15 s; after 31 s nothing is asked of it. The
+ * store takes nothing new while too much of it is dead, and has forgotten some pages that ought to move: where those
+ * stayed for good it would stay so, and nobody would share any more. */
+static unsigned halvings(MshView *view)
+{
+    uint64_t now_ns = msh_engine_now_ns();
+    unsigned count = 0;
+    if (view->leaving_ns == 0)
+        view->leaving_ns = now_ns;
+    while (count < RETRIES_MAX && now_ns - view->leaving_ns >= (REST_NS << (count + 1)) - REST_NS)
+        count++;
+    return count;
+}
+
 /* BROKEN, or SHARED and keeping so much that it is better copied. Where the store is there it has given its answer; pages of one
  * that is gone wait for others of their contents to be visited. */
 static bool is_let_go(const MshEngine *engine, const MshRegion *region, uint32_t page)
@@ -90,7 +104,7 @@ static bool is_let_go(const MshEngine *engine, const MshRegion *region, uint32_t
     if (view->source != engine->views.source)
         return msh_engine_now_ns() - engine->moving.connected_ns > LOST_PATIENCE_NS &&
                KEPT_TIMES * mapped_bytes <= view->size_bytes;
-    return (KEPT_TIMES >> engine->moving.retries) * mapped_bytes <= view->size_bytes;
+    return (KEPT_TIMES >> halvings(view)) * mapped_bytes <= view->size_bytes;
 }
 
 bool msh_moving_step(MshEngine *engine)

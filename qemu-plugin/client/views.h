@@ -22,6 +22,7 @@ typedef struct MshView {
     uint32_t source;   /* which store: counts connections to a broker */
     bool retired;      /* its source will not match it again */
     _Atomic bool is_leaving;   /* what it maps shall move: its source is gone, or empties it */
+    uint64_t leaving_ns;       /* when that was seen to take more than one walk; 0: not yet. Scan thread */
     bool dont_fork, dont_dump; /* of the template */
     int fd;              /* -1: it has its full size */
     uint64_t size_bytes; /* of the file, when last looked: it only grows */
