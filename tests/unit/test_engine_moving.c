@@ -11,6 +11,7 @@
 
 /* So few that a segment is many times what they hold. */
 enum { PAGES = 2, SHARED = 0x5a };
+#define SECOND_NS 1000000000ull
 #define MINUTE_NS 60000000000ull
 
 typedef struct Site {
@@ -89,9 +90,27 @@ static void test_what_keeps_little_is_not(void **state)
     Site *site = *state;
     leave(site);
     MshSlot slot = {site->engine->memory.region[0]->word[0]};
-    msh_views_of(&site->engine->views, slot)->size_bytes = PAGES * MSH_PAGE_BYTES;
-    assert_states(site, 3, MSH_PAGE_SHARED, MSH_PAGE_SHARED);
-    assert_states(site, 4, MSH_PAGE_PRIVATE, MSH_PAGE_PRIVATE); /* unless for long */
+    MshView *view = msh_views_of(&site->engine->views, slot);
+    view->size_bytes = PAGES * MSH_PAGE_BYTES;
+    assert_states(site, 9, MSH_PAGE_SHARED, MSH_PAGE_SHARED);
+    view->leaving_ns = msh_engine_now_ns() - 14 * SECOND_NS;
+    assert_states(site, 1, MSH_PAGE_SHARED, MSH_PAGE_SHARED);
+    view->leaving_ns = msh_engine_now_ns() - 15 * SECOND_NS;
+    assert_states(site, 1, MSH_PAGE_PRIVATE, MSH_PAGE_PRIVATE); /* unless for long */
+}
+
+static void test_after_long_all_is_let_go(void **state)
+{
+    Site *site = *state;
+    leave(site);
+    MshSlot slot = {site->engine->memory.region[0]->word[0]};
+    MshView *view = msh_views_of(&site->engine->views, slot);
+    view->size_bytes = MSH_PAGE_BYTES; /* of which two pages are mapped: the page keeps nothing of others */
+    view->leaving_ns = msh_engine_now_ns() - 30 * SECOND_NS;
+    assert_states(site, 1, MSH_PAGE_SHARED, MSH_PAGE_SHARED);
+    view->leaving_ns = msh_engine_now_ns() - 31 * SECOND_NS;
+    assert_states(site, 0, MSH_PAGE_SHARED, MSH_PAGE_SHARED); /* asked about once, it is */
+    assert_states(site, 1, MSH_PAGE_PRIVATE, MSH_PAGE_PRIVATE);
 }
 
 static void test_pages_of_a_lost_store_wait_for_others_of_their_contents(void **state)
@@ -153,6 +172,7 @@ int main(void)
         TEST(test_pages_stay_where_nothing_leaves),
         TEST(test_what_was_asked_about_before_is_let_go),
         TEST(test_what_keeps_little_is_not),
+        TEST(test_after_long_all_is_let_go),
         TEST(test_pages_of_a_lost_store_wait_for_others_of_their_contents),
         TEST(test_a_broken_page_keeps_no_segment),
         TEST(test_an_absent_page_that_carries_a_mark_of_tracking_is_let_go),
