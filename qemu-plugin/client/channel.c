@@ -136,7 +136,7 @@ static void greet(MshChannel *channel)
     channel->greeted_ns = now_ns();
 }
 
-/* What could would leave us with memory that kills who touches it. */
+/* Of one that can shrink, the kernel kills who touches what is no more. */
 static bool cannot_shrink(int fd)
 {
     int seals = fcntl(fd, F_GET_SEALS);

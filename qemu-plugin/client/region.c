@@ -220,6 +220,15 @@ uint32_t msh_region_boundaries(const MshRegion *region, uint32_t first, uint32_t
     return count;
 }
 
+bool msh_region_note_worth(MshRegion *region, uint32_t page, MshCounters *counters)
+{
+    if (region->state[page] != MSH_PAGE_PRIVATE ||
+        msh_block_may_open(&region->block[msh_region_block(region, page)]))
+        return false;
+    msh_region_set_look(region, page, MSH_LOOK_WORTH, counters);
+    return true;
+}
+
 uint64_t msh_region_overhead_bytes(const MshRegion *region)
 {
     return sizeof *region +

@@ -147,6 +147,9 @@ static inline bool msh_block_may_open(const MshBlock *block)
     return !block->is_huge || (block->quiet == MSH_BLOCK_QUIET && !msh_block_is_hot(block));
 }
 
+/* Notes that a page could be saved where only its huge page speaks against it; false where it does not. */
+bool msh_region_note_worth(MshRegion *region, uint32_t page, MshCounters *counters);
+
 /* Memory of the page map itself. */
 uint64_t msh_region_overhead_bytes(const MshRegion *region);
 

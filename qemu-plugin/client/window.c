@@ -189,14 +189,6 @@ static uint32_t fitting_pages(const MshRegion *region, uint32_t page, size_t len
     return fit;
 }
 
-/* Notes that a page could be saved where only its huge page speaks against it. */
-static void note_worth(MshWindow *window, MshRegion *region, uint32_t page)
-{
-    if (region->state[page] == MSH_PAGE_PRIVATE &&
-        !msh_block_may_open(&region->block[msh_region_block(region, page)]))
-        msh_region_set_look(region, page, MSH_LOOK_WORTH, window->counters);
-}
-
 /* Splitting a huge page takes longer than a window may, so it is done before: the advice, given for
  * a part of it, makes the kernel split it and marks that one page as less recently used. Zero pages
  * in it are given back by the split itself. */
@@ -243,7 +235,7 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
         if (!fit) {
             /* Gone, replaced already, in a huge page, or beyond the budget: it stays private. */
             if (take)
-                note_worth(window, region, page);
+                msh_region_note_worth(region, page, window->counters);
             if (!is_zero)
                 returned[(*returned_count)++] = (MshSlot){first->slot};
             at++;

@@ -104,19 +104,8 @@ static void on_match(void *opaque, uint32_t frame, MshSlot slot)
         msh_worker_return_slots(engine, &slot, 1);
 }
 
-/* A huge page that no window may open now gets no slots, which would be dead at once: that the page is worth
- * something is all that is learned. */
-static bool must_wait(MshEngine *engine, MshRegion *region, uint32_t page)
-{
-    if (region->state[page] != MSH_PAGE_PRIVATE ||
-        msh_block_may_open(&region->block[msh_region_block(region, page)]))
-        return false;
-    msh_region_set_look(region, page, MSH_LOOK_WORTH, &engine->counters);
-    return true;
-}
-
 /* The page was present a moment ago, when it was visited; asking the kernel once more for each one
- * would cost more than the copy. */
+ * would cost more than the copy. In a huge page that no window may open its slot would be dead at once. */
 static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
 {
     MshEngine *engine = opaque;
@@ -125,7 +114,8 @@ static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
     MshRegion *region = msh_memory_find(&engine->memory, frame, &page);
     MshPageState state = region ? region->state[page] : MSH_PAGE_BROKEN;
     MshSlot slot = {state == MSH_PAGE_SHARED ? region->word[page] : 0};
-    bool is_there = (state == MSH_PAGE_PRIVATE || state == MSH_PAGE_SHARED) && !must_wait(engine, region, page);
+    bool is_there = (state == MSH_PAGE_PRIVATE || state == MSH_PAGE_SHARED) &&
+                    !msh_region_note_worth(region, page, &engine->counters);
     if (is_there)
         msh_page_copy(destination, state == MSH_PAGE_PRIVATE
                                        ? msh_region_address(region, page)
