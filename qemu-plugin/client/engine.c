@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "codec.h"
+#include "listener.h"
 #include "probe.h"
 #include "release.h"
 #include "worker.h"
@@ -41,7 +42,7 @@ MshMode msh_engine_mode(const MshEngine *engine)
 
 static int open_exchange(MshEngine *engine, const MshConfig *config, MshError *error)
 {
-    MshExchangeEvents events = msh_worker_events(engine);
+    MshExchangeEvents events = msh_listener_events(engine);
     if (!config->socket_path)
         return msh_local_new(engine->group, &engine->views, &events, &engine->exchange, error);
     char name[MSH_NAME_BYTES];

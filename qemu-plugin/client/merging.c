@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <time.h>
 
+#include "handover.h"
 #include "worker.h"
 
 /* Windows that are open for so long together are followed by a rest as long: they start on a fresh time slice,
@@ -122,7 +123,7 @@ static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size
         atomic_store(&engine->is_barred, true);
         lose_window(engine);
     }
-    msh_worker_return_slots(engine, returned, returned_count);
+    msh_handover_return(engine, returned, returned_count);
     return done;
 }
 
@@ -133,7 +134,7 @@ void msh_merging_all(MshEngine *engine, MshCandidates *candidates, bool is_paced
     size_t count = msh_candidates_unique(candidates->items, candidates->count);
     for (size_t i = count; i < candidates->count; i++)
         if (candidates->items[i].slot != MSH_SLOT_ZERO)
-            msh_worker_return_slots(engine, &(MshSlot){candidates->items[i].slot}, 1);
+            msh_handover_return(engine, &(MshSlot){candidates->items[i].slot}, 1);
     bool must_rest = is_paced;
     for (size_t at = 0; at < count;) {
         if (must_rest)

@@ -3,8 +3,8 @@
 
 #include <signal.h>
 
+#include "handover.h"
 #include "rebuild.h"
-#include "worker.h"
 
 /* With the memory lock or, for stats, without: these read atomics, and what never changes. */
 static bool can_rebuild(const MshEngine *engine)
@@ -46,7 +46,7 @@ static void break_pages(MshEngine *engine, MshRegion *region, uint32_t first, ui
         slots[count++] = (MshSlot){region->word[page]};
         msh_region_become(region, page, MSH_PAGE_BROKEN, region->word[page], &engine->counters);
     }
-    msh_worker_return_slots(engine, slots, count);
+    msh_handover_return(engine, slots, count);
 }
 
 /* Pages [first, end), all mapped. */
@@ -66,7 +66,7 @@ static int rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, u
                                  slots, &count);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         if (result == 0)
-            msh_worker_return_slots(engine, slots, count);
+            msh_handover_return(engine, slots, count);
     }
     return result;
 }

@@ -4,125 +4,27 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
-#include <unistd.h>
 
-#include "fingerprint.h"
+#include "handover.h"
 #include "merging.h"
 #include "pacing.h"
 #include "release.h"
 
 #define SECOND_NS 1000000000ull
-/* Between two passes that sight everything anew: twice as long each time, for as long as there is cause for them. */
-#define ANEW_REST_MIN_NS (4 * SECOND_NS)
 #define ANEW_REST_MAX_NS (16 * SECOND_NS)
 #define RECOUNT_MAPPINGS_NS (10 * SECOND_NS)
 /* How long a pass on a caller's thread waits for the store to come within reach. */
 #define CONNECT_PATIENCE_NS (2 * SECOND_NS)
 
 enum {
-    QUEUE_FULL_MAX = 16384,
-    QUEUE_FULL_MIN = 512, /* and with a CPU limit: what waits there is time that will be spent, and is not counted yet */
-    QUEUE_FULL_SHARE = 16, /* of the memory: what waits to be merged is in the store already, and so is there twice */
     RELEASE_RATE_MIN = 50000, /* pages/s: un-sharing goes on also where scanning is paused */
 };
 
 /*
- * Section: candidates and slots between the threads
+ * Section: passes
  */
-
-static bool append_candidate(MshCandidates *list, MshCandidate candidate)
-{
-    if (list->count == list->capacity) {
-        size_t capacity = list->capacity ? list->capacity * 2 : 1024;
-        MshCandidate *items = realloc(list->items, capacity * sizeof *items);
-        if (!items)
-            return false;
-        list->items = items;
-        list->capacity = capacity;
-    }
-    list->items[list->count++] = candidate;
-    return true;
-}
-
-void msh_worker_return_slots(MshEngine *engine, const MshSlot *slots, size_t count)
-{
-    if (count == 0)
-        return;
-    pthread_mutex_lock(&engine->queue_lock);
-    MshSlots *returned = &engine->returned;
-    if (returned->count + count > returned->capacity) {
-        size_t capacity = (returned->count + count) * 2;
-        MshSlot *items = realloc(returned->items, capacity * sizeof *items);
-        if (!items) {
-            /* A grant too many keeps a slot alive for longer, no more. */
-            pthread_mutex_unlock(&engine->queue_lock);
-            return;
-        }
-        returned->items = items;
-        returned->capacity = capacity;
-    }
-    memcpy(returned->items + returned->count, slots, count * sizeof *slots);
-    returned->count += count;
-    pthread_mutex_unlock(&engine->queue_lock);
-}
-
-static void flush_returned(MshEngine *engine)
-{
-    pthread_mutex_lock(&engine->queue_lock);
-    MshSlots returned = engine->returned;
-    engine->returned = (MshSlots){0};
-    pthread_mutex_unlock(&engine->queue_lock);
-    if (returned.count)
-        engine->exchange->verbs->release(engine->exchange, returned.items, returned.count);
-    free(returned.items);
-}
-
-static void hand_over(MshEngine *engine)
-{
-    if (engine->pending.count == 0)
-        return;
-    pthread_mutex_lock(&engine->queue_lock);
-    for (size_t i = 0; i < engine->pending.count; i++)
-        append_candidate(&engine->queue, engine->pending.items[i]);
-    engine->pending.count = 0;
-    pthread_cond_signal(&engine->queue_filled);
-    pthread_mutex_unlock(&engine->queue_lock);
-}
-
-/*
- * Section: what the exchange tells
- */
-
-static void on_match(void *opaque, uint32_t frame, MshSlot slot)
-{
-    MshEngine *engine = opaque;
-    if (!append_candidate(&engine->pending, (MshCandidate){.frame = frame, .slot = slot.number}))
-        msh_worker_return_slots(engine, &slot, 1);
-}
-
-/* The page was present a moment ago, when it was visited; asking the kernel once more for each one
- * would cost more than the copy. In a huge page that no window may open its slot would be dead at once. */
-static bool on_copy_page(void *opaque, uint32_t frame, void *destination)
-{
-    MshEngine *engine = opaque;
-    pthread_mutex_lock(&engine->memory_lock);
-    uint32_t page;
-    MshRegion *region = msh_memory_find(&engine->memory, frame, &page);
-    MshPageState state = region ? region->state[page] : MSH_PAGE_BROKEN;
-    MshSlot slot = {state == MSH_PAGE_SHARED ? region->word[page] : 0};
-    bool is_there = (state == MSH_PAGE_PRIVATE || state == MSH_PAGE_SHARED) &&
-                    !msh_region_note_worth(region, page, &engine->counters);
-    if (is_there)
-        msh_page_copy(destination, state == MSH_PAGE_PRIVATE
-                                       ? msh_region_address(region, page)
-                                       : msh_view_page(msh_views_of(&engine->views, slot), slot));
-    pthread_mutex_unlock(&engine->memory_lock);
-    return is_there;
-}
 
 void msh_worker_stop_tracking(MshEngine *engine)
 {
@@ -141,79 +43,6 @@ static void pause_tracking(MshEngine *engine)
     msh_worker_stop_tracking(engine);
     pthread_mutex_unlock(&engine->memory_lock);
 }
-
-/* What windows and rebuilding need, once. An engine that is barred stays so: no other store changes what the
- * kernel has refused, and rebuilding is there still when only the window was lost. Memory lock. */
-static int prepare(MshEngine *engine, int device_fd)
-{
-    MshError error = {0};
-    if (atomic_load(&engine->is_barred))
-        return -ENOSYS;
-    if (engine->has_window)
-        return 0;
-    int result = msh_window_init(&engine->window, device_fd, &engine->scan.pagemap, &engine->memory,
-                                 &engine->views, &engine->counters, &error);
-    engine->has_window = result == 0;
-    if (result == 0) {
-        msh_track_init(&engine->scan.track, &engine->window.uffd, &engine->scan.pagemap,
-                       &engine->counters);
-        result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->scan.pagemap, &engine->views,
-                                  &engine->counters, &error);
-        engine->has_rebuild = result == 0;
-    }
-    if (result < 0) {
-        msh_text_set(&engine->texts, &engine->barred_reason, error.text);
-        atomic_store(&engine->is_barred, true);
-    }
-    return result;
-}
-
-static int on_connected(void *opaque, const uint8_t *secret, int device_fd)
-{
-    MshEngine *engine = opaque;
-    pthread_mutex_lock(&engine->memory_lock);
-    int result = prepare(engine, device_fd);
-    pthread_mutex_unlock(&engine->memory_lock);
-    if (result < 0)
-        return result;
-    memcpy(engine->secret, secret, sizeof engine->secret);
-    engine->scan.secret = engine->secret;
-    engine->missed = 0;
-    engine->anew_earliest_ns = 0;
-    engine->anew_rest_ns = ANEW_REST_MIN_NS;
-    engine->moving.connected_ns = msh_engine_now_ns();
-    if (engine->had_store) /* and the old one's memory is to come back */
-        msh_moving_begin_anew(engine);
-    engine->scan.wants_anew =
-        engine->had_store; /* this store has heard nothing of what was sighted */
-    engine->had_store = true;
-    return 0;
-}
-
-static void on_disconnected(void *opaque)
-{
-    MshEngine *engine = opaque;
-    engine->scan.secret = NULL;
-}
-
-static void on_emptying(void *opaque)
-{
-    msh_moving_begin(opaque);
-}
-
-MshExchangeEvents msh_worker_events(MshEngine *engine)
-{
-    return (MshExchangeEvents){.match = on_match,
-                               .copy_page = on_copy_page,
-                               .connected = on_connected,
-                               .disconnected = on_disconnected,
-                               .emptying = on_emptying,
-                               .opaque = engine};
-}
-
-/*
- * Section: passes
- */
 
 static void count_mappings(MshEngine *engine)
 {
@@ -249,10 +78,7 @@ static void count_mappings(MshEngine *engine)
 static void close_spent_views(MshEngine *engine)
 {
     pthread_mutex_lock(&engine->memory_lock);
-    pthread_mutex_lock(&engine->queue_lock);
-    bool is_idle = engine->queue.count == 0 && !engine->is_merging && engine->pending.count == 0 &&
-                   engine->returned.count == 0;
-    pthread_mutex_unlock(&engine->queue_lock);
+    bool is_idle = msh_handover_is_idle(engine);
     for (uint32_t local = 0; local < MSH_VIEWS_MAX; local++) {
         const MshView *view = engine->views.view[local];
         if (!view || atomic_load(&view->mapped_pages))
@@ -287,7 +113,7 @@ static void note_missed(MshEngine *engine, uint32_t missed)
 {
     uint64_t now_ns = msh_engine_now_ns();
     if (missed == engine->missed && now_ns >= engine->anew_earliest_ns + ANEW_REST_MAX_NS)
-        engine->anew_rest_ns = ANEW_REST_MIN_NS;
+        engine->anew_rest_ns = MSH_ANEW_REST_MIN_NS;
     if (missed == engine->missed || now_ns < engine->anew_earliest_ns)
         return;
     engine->missed = missed;
@@ -301,7 +127,7 @@ static void note_missed(MshEngine *engine, uint32_t missed)
 
 static void settle(MshEngine *engine)
 {
-    flush_returned(engine);
+    msh_handover_tell_returned(engine);
     close_spent_views(engine);
 }
 
@@ -360,7 +186,7 @@ static void ask(MshEngine *engine)
 static int scan_block(MshEngine *engine, uint32_t max_pages)
 {
     MshVisit *visit = &engine->visit;
-    flush_returned(engine);
+    msh_handover_tell_returned(engine);
     bool is_barred = atomic_load(&engine->is_barred);
     bool wants_content = msh_engine_mode(engine) == MSH_MODE_CONTENT && !is_barred;
     if (wants_content != engine->scan.wants_content)
@@ -376,7 +202,7 @@ static int scan_block(MshEngine *engine, uint32_t max_pages)
     if (result < 0)
         return result;
     for (size_t i = 0; i < visit->candidates && !is_barred; i++)
-        append_candidate(&engine->pending, visit->candidate[i]);
+        msh_handover_add(&engine->pending, visit->candidate[i]);
     if (visit->broken)
         engine->exchange->verbs->release(engine->exchange, visit->broken_slot, visit->broken);
     memcpy(engine->asking + engine->asking_count, visit->sighting,
@@ -401,8 +227,8 @@ static void release_all(MshEngine *engine)
 {
     uint32_t frame = 0;
     while (msh_release_block(engine, &frame))
-        flush_returned(engine);
-    flush_returned(engine);
+        msh_handover_tell_returned(engine);
+    msh_handover_tell_returned(engine);
 }
 
 int msh_worker_pass(MshEngine *engine, MshError *error)
@@ -446,43 +272,11 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
  * Section: the scan thread
  */
 
-static size_t queue_full(MshEngine *engine)
-{
-    uint64_t share = msh_bytes_to_pages(msh_read(&engine->counters.ram_bytes)) / QUEUE_FULL_SHARE;
-    if (share < QUEUE_FULL_MIN || atomic_load(&engine->cpu_limit_percent))
-        return QUEUE_FULL_MIN;
-    return share < QUEUE_FULL_MAX ? share : QUEUE_FULL_MAX;
-}
-
-/* Whether more may be visited before the window thread has caught up. A pass begins when all that
- * the last one found is merged: it would only find it again. */
-static bool has_room_for_more(MshEngine *engine)
-{
-    bool is_start = engine->scan.cursor_frame == 0;
-    pthread_mutex_lock(&engine->queue_lock);
-    bool has_room = is_start ? engine->queue.count == 0 && !engine->is_merging
-                             : engine->queue.count < queue_full(engine);
-    pthread_mutex_unlock(&engine->queue_lock);
-    return has_room;
-}
-
 /* Zero pages wait for what is asked about: neighbours of theirs that match share their window. */
 static void hand_over_if_asked(MshEngine *engine)
 {
     if (engine->asking_count == 0)
-        hand_over(engine);
-}
-
-/* Nothing new is shared: what hints brought is given back, to be asked about when that is over. */
-static void turn_down(MshEngine *engine)
-{
-    if (engine->pending.count == 0)
-        return;
-    for (size_t i = 0; i < engine->pending.count; i++)
-        if (engine->pending.items[i].slot != MSH_SLOT_ZERO)
-            msh_worker_return_slots(engine, &(MshSlot){engine->pending.items[i].slot}, 1);
-    engine->pending.count = 0;
-    atomic_store(&engine->wants_anew, true);
+        msh_handover_candidates(engine);
 }
 
 /* One step of the scan thread. Work lock. Returns for how long there is nothing to do. */
@@ -491,9 +285,9 @@ static uint64_t step(MshEngine *engine, MshPacing *pacing)
     bool is_connected = poll_exchange(engine);
     bool is_paused = atomic_load(&engine->scan_rate_pages) == 0;
     if (is_paused && engine->asking_count == 0)
-        turn_down(engine);
+        msh_handover_turn_down(engine);
     hand_over_if_asked(engine); /* hints */
-    flush_returned(engine);
+    msh_handover_tell_returned(engine);
     if (msh_engine_mode(engine) < MSH_MODE_CONTENT && msh_release_is_due(engine)) {
         msh_release_block(engine, &engine->release_frame);
         return SECOND_NS * MSH_SCAN_BLOCK_PAGES / RELEASE_RATE_MIN;
@@ -503,7 +297,7 @@ static uint64_t step(MshEngine *engine, MshPacing *pacing)
             engine->asking_count = 0;
             atomic_store(&engine->wants_anew, true);
         }
-        hand_over(engine);
+        msh_handover_candidates(engine);
         /* No pass ends now that would do it, and a view keeps a dead segment's memory. */
         close_spent_views(engine);
         return SECOND_NS / 10;
@@ -516,10 +310,10 @@ static uint64_t step(MshEngine *engine, MshPacing *pacing)
             note_account(engine);
     }
     uint64_t wait_ns = msh_pacing_wait_ns(pacing, engine, now_ns);
-    bool has_room = has_room_for_more(engine);
+    bool has_room = msh_handover_has_room(engine);
     if (wait_ns || !has_room) {
         ask(engine);
-        hand_over(engine);
+        msh_handover_candidates(engine);
         /* For want of room: the window thread wakes us. */
         return !has_room || wait_ns > SECOND_NS ? SECOND_NS : wait_ns;
     }
@@ -531,7 +325,7 @@ static uint64_t step(MshEngine *engine, MshPacing *pacing)
             msh_pacing_pay(pacing, &engine->visit, now_ns);
         else
             close_spent_views(engine);
-        hand_over(engine);
+        msh_handover_candidates(engine);
         return 0;
     }
     engine->scan.now_ns = now_ns;

@@ -9,6 +9,9 @@
 
 #include "engine.h"
 
+/* Between two passes that sight everything anew: twice as long each time, for as long as there is cause for them. */
+#define MSH_ANEW_REST_MIN_NS 4000000000ull
+
 /* Work lock. A complete pass on this thread, windows included. */
 int msh_worker_pass(MshEngine *engine, MshError *error);
 
@@ -23,11 +26,5 @@ void msh_worker_settle(MshEngine *engine);
 
 /* No page is tracked any more, nor any registration kept. Memory lock. */
 void msh_worker_stop_tracking(MshEngine *engine);
-
-/* What the exchange calls. */
-MshExchangeEvents msh_worker_events(MshEngine *engine);
-
-/* Hands slots back to the exchange, in time. Takes the queue lock. */
-void msh_worker_return_slots(MshEngine *engine, const MshSlot *slots, size_t count);
 
 #endif

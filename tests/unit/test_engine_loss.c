@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "worker.h"
+#include "listener.h"
 
 enum { PAGES = 256, HALF = PAGES / 2 };
 
@@ -134,7 +134,7 @@ static void test_a_new_store_does_not_lift_the_bar(void **state)
     share_and_lose(engine, *state);
 
     unsigned descriptors = count_of("/proc/self/fd"), threads = count_of("/proc/self/task");
-    MshExchangeEvents events = msh_worker_events(engine); /* those that a new broker causes */
+    MshExchangeEvents events = msh_listener_events(engine); /* those that a new broker causes */
     events.disconnected(events.opaque);
     assert_int_equal(events.connected(events.opaque, secret, -1), -ENOSYS);
     assert_int_equal(count_of("/proc/self/fd"), descriptors);

@@ -7,7 +7,7 @@
 
 #include <sys/mman.h>
 
-#include "worker.h"
+#include "engine.h"
 
 /* So few that a segment is many times what they hold. */
 enum { PAGES = 2, SHARED = 0x5a };

@@ -11,7 +11,7 @@
 
 #include "rehome.h"
 #include "segment.h"
-#include "worker.h"
+#include "engine.h"
 
 enum { PAGES = 8, OTHER_SEGMENT = 77, SHARED = 0x5a };
 
