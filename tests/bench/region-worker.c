@@ -10,6 +10,7 @@
  * the region is filled it prints "ok ADDRESS BUSY_THREAD" (0 without), then obeys one command a line,
  * each answered by one line, "ok ..." or "error: ...":
  *
+ *   rate PAGES           pages a second that an engine made from now on scans; without it, as fast as can be
  *   engine SOCKET MODE   make an engine, register the region, start its two threads
  *   engine-by-hand SOCKET MODE   the same without threads: it works in "pass" only
  *   pass                 one complete pass of the engine; CPU nanoseconds of this process
@@ -75,6 +76,7 @@ typedef struct Worker {
     uint64_t *content;  /* of each page, its number */
     uint64_t *page_sum; /* of each page */
     uint64_t round;     /* of rewriting */
+    uint64_t scan_rate_pages;
     MshEngine *engine;
 } Worker;
 
@@ -203,7 +205,7 @@ static uint64_t clock_ns(clockid_t clock)
 static void engine_start(Worker *worker, const char *socket, const char *mode, bool is_by_hand)
 {
     MshConfig config = {.socket_path = socket,
-                        .scan_rate_pages = MSH_RATE_UNLIMITED,
+                        .scan_rate_pages = worker->scan_rate_pages,
                         .nothing_pinned = nothing_pinned};
     MshError error = {0};
     if (worker->engine || msh_mode_parse(mode, &config.mode) < 0) {
@@ -217,6 +219,12 @@ static void engine_start(Worker *worker, const char *socket, const char *mode, b
         printf("error: %s\n", error.text);
     else
         printf("ok\n");
+}
+
+static void set_rate(Worker *worker, const char *pages)
+{
+    worker->scan_rate_pages = strtoull(pages, NULL, 10);
+    printf("ok\n");
 }
 
 static void pass(Worker *worker)
@@ -331,7 +339,9 @@ static void obey(Worker *worker, char *line)
     const char *command = strtok_r(line, " \n", &next);
     const char *first = strtok_r(NULL, " \n", &next);
     const char *second = strtok_r(NULL, " \n", &next);
-    if (command && strcmp(command, "engine") == 0 && first && second)
+    if (command && strcmp(command, "rate") == 0 && first)
+        set_rate(worker, first);
+    else if (command && strcmp(command, "engine") == 0 && first && second)
         engine_start(worker, first, second, false);
     else if (command && strcmp(command, "engine-by-hand") == 0 && first && second)
         engine_start(worker, first, second, true);
@@ -371,7 +381,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: region-worker scattered|runs4|runs8|runs16|unlike SIDE BYTES [busy]\n");
         return 2;
     }
-    Worker worker = {.side = strtoull(argv[2], NULL, 10)};
+    Worker worker = {.side = strtoull(argv[2], NULL, 10), .scan_rate_pages = MSH_RATE_UNLIMITED};
     uint64_t length_bytes = strtoull(argv[3], NULL, 10);
     worker.random = worker.side;
     worker.pages = (uint32_t)msh_bytes_to_pages(length_bytes);

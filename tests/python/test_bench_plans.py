@@ -9,7 +9,18 @@ import msgspec
 import pytest
 from tests.lib.broker import build_directory
 
-from memshare.bench import churn, first_pass, idle, limited, metadata, passes, plot, rig, status
+from memshare.bench import (
+    cache,
+    churn,
+    first_pass,
+    idle,
+    limited,
+    metadata,
+    passes,
+    plot,
+    rig,
+    status,
+)
 from memshare.bench.cost import Cost
 from memshare.bench.workers import Worker
 from memshare.errors import MeasurementError, MemshareError, UsageError
@@ -85,6 +96,28 @@ def test_first_pass_charges_every_pass() -> None:
         "read_ratio 0.790 is below its bar, 0.8"
     ]
     assert first_pass.misses(replace(result, read_ratio=0.1, size_bytes=64 << 20)) == []
+
+
+def test_cache_slowdowns_are_against_the_same_repeat() -> None:
+    def runs(rate: float, *read_ns: float) -> list[cache.Run]:
+        return [cache.Run({"l2": each, "l3": 10 * each}, rate, 1.0) for each in read_ns]
+
+    facts = {"scan_rate_pages": 1000, "seconds": 10.0, "size_bytes": SIZE_BYTES, **FACTS}
+    found = {
+        "off": runs(0, 1.0, 2.0, 4.0),
+        "ksmd": runs(1090, 2.0, 3.0, 4.0),
+        "ours": runs(880, 1.0, 2.5, 5.0),
+    }
+    l2, l3 = cache.summarise("same", found, facts, {"l2": 1 << 17, "l3": 1 << 23})
+    assert (l2.ksmd_slowdown, l2.ours_slowdown) == (0.5, 0.25)
+    assert (l3.set, l3.set_bytes, l3.off_ns) == ("l3", 1 << 23, [10.0, 20.0, 40.0])
+    assert cache.misses([l2, l3]) == ["same: ours scanned 880 pages/s instead of 1000"]
+
+
+def test_ksmd_catches_up_within_a_turn() -> None:
+    assert cache.pages_due(50_000, 0.0, 0) == 1000  # five batches in a tenth of a second
+    assert cache.pages_due(50_000, 1.0, 49_000) == 1200
+    assert cache.pages_due(50_000, 1.0, 60_000) == 1  # ahead: as little as ksmd can be told
 
 
 BEFORE = Cost(

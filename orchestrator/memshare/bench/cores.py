@@ -2,7 +2,7 @@
 """Which core what is measured runs on."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 
 
@@ -15,14 +15,26 @@ def alone_on_one(pids: Sequence[int]) -> Iterator[None]:
     """
     ours = os.sched_getaffinity(0)
     core = max(ours)
-    if len(ours) == 1:
+    with _placed(pids, core, ours - {core} or ours):
         yield
-        return
+
+
+@contextmanager
+def together_on_one(pids: Sequence[int]) -> Iterator[None]:
+    """Keep the processes and this one on the last core of this one's; otherwise as `alone_on_one`."""
+    core = max(os.sched_getaffinity(0))
+    with _placed(pids, core, {core}):
+        yield
+
+
+@contextmanager
+def _placed(pids: Sequence[int], core: int, own: Set[int]) -> Iterator[None]:
+    ours = os.sched_getaffinity(0)
     before = {pid: os.sched_getaffinity(pid) for pid in pids}
     try:
         for pid in pids:
             os.sched_setaffinity(pid, {core})
-        os.sched_setaffinity(0, ours - {core})
+        os.sched_setaffinity(0, own)
         yield
     finally:
         os.sched_setaffinity(0, ours)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`./dev bench plot FILE.json... --svg OUT`: pictures of what measurements wrote, one panel a file.
 
-Draws results of `engine`, `idle`, `first-pass`, `metadata`, `churn` and `limited`; which one a file is from,
-its keys tell. Nothing is measured here and nothing but the files is read. The same files give
+Draws results of `engine`, `idle`, `first-pass`, `metadata`, `churn`, `limited` and `cache`; which one a file
+is from, its keys tell. Nothing is measured here and nothing but the files is read. The same files give
 the same picture, byte for byte.
 """
 
@@ -121,6 +121,18 @@ def _limited(records: Records) -> Panel:
     )
 
 
+def _cache(records: Records) -> Panel:
+    return Panel(
+        title="a program whose data lie in caches, beside a scanner",
+        unit="% slower",
+        labels=[f"{record['set']}, {record['place']}" for record in records],
+        series={
+            "ours": [record["ours_slowdown"] * 100 for record in records],
+            "ksmd": [record["ksmd_slowdown"] * 100 for record in records],
+        },
+    )
+
+
 #: A key that only results of one measurement have -> how they are drawn. The first that fits counts.
 KINDS = {
     "ksm_use_zero_pages": _engine,
@@ -129,6 +141,7 @@ KINDS = {
     "overhead_ratio": _metadata,
     "time_line": _churn,
     "max_map_count": _limited,
+    "ours_slowdown": _cache,
 }
 
 
