@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol
 
 from tests.lib.vm import Stats, Vm, VmError, running
 
+from memshare.bench.machine import KERNEL_OPTIONS
+
 LOOK_SECONDS = 0.5
 SCREEN_ADDRESS, COLUMNS, ROWS = 0xB8000, 80, 25
 
@@ -111,7 +113,7 @@ class Command(NamedTuple):
         disk = f"file={self.folder}/judges.ext4,format=raw,if=virtio,snapshot=on"
         return [
             *("-kernel", str(self.boot / "vmlinuz"), "-initrd", str(self.boot / "initrd")),
-            *("-append", f"console=ttyS0 quiet panic=-1 -- {self.command}", "-drive", disk),
+            *("-append", f"{KERNEL_OPTIONS} -- {self.command}", "-drive", disk),
             *("-serial", f"file:{directory}/console", "-no-reboot"),
         ]
 
@@ -156,8 +158,11 @@ async def judge_sharing_guests(
             )
             vms.append((await stack.enter_async_context(vm), directory))
         while True:
-            states = [await judge.look(*vm) for vm in vms]
-            stats = [await vm.stats() for vm, _ in vms]
+            try:
+                states = [await judge.look(*vm) for vm in vms]
+                stats = [await vm.stats() for vm, _ in vms]
+            except VmError as error:
+                raise VmError(f"{judge.name}: {error} {consoles(vms)}") from error
             verdict = sum_up(judge, time.monotonic() - started, states, stats)
             tell(f"{judge.name}: {states[0].says}; {verdict.merged_pages} pages merged")
             if verdict.errors or all(state.is_done for state in states):
@@ -165,6 +170,12 @@ async def judge_sharing_guests(
             if verdict.seconds > deadline_seconds:
                 raise VmError(f"{judge.name}: not within {deadline_seconds:.0f} s: {states}")
             await asyncio.sleep(LOOK_SECONDS)
+
+
+def consoles(vms: Sequence[tuple[Vm, Path]]) -> str:
+    """What is on the guests' consoles, of those that have one."""
+    paths = (directory / "console" for _, directory in vms)
+    return "; ".join(path.read_text(errors="replace") for path in paths if path.exists())
 
 
 def sum_up(

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from qemu.qmp import ConnectError, QMPClient
+from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 from tests.lib.broker import build_directory
 
 from memshare.bench.machine import QEMU
@@ -101,10 +101,20 @@ class Vm:
                 return
 
     async def execute(self, command: str, **arguments: object) -> Any:
-        """Run one QMP command; an underscore in an argument's name stands for a dash."""
-        return await self.qmp.execute(
-            command, {name.replace("_", "-"): value for name, value in arguments.items()}
-        )
+        """Run one QMP command; an underscore in an argument's name stands for a dash.
+
+        Raises ExecuteError where QEMU refuses it, VmError where QEMU has ended.
+        """
+        try:
+            return await self.qmp.execute(
+                command, {name.replace("_", "-"): value for name, value in arguments.items()}
+            )
+        except ExecuteError:
+            raise
+        except QMPError as error:
+            raise VmError(
+                f"{command}: {error} QEMU ended with {await self.ended()}: {self.messages}"
+            ) from error
 
     async def get(self, name: str) -> Any:
         """Read a property of the plugin's object."""
