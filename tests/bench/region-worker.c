@@ -10,7 +10,7 @@
  * the region is filled it prints "ok ADDRESS BUSY_THREAD" (0 without), then obeys one command a line,
  * each answered by one line, "ok ..." or "error: ...":
  *
- *   rate PAGES           pages a second that an engine made from now on scans; without it, as fast as can be
+ *   rate PAGES           pages a second that the engine scans, or the one made later; without it, as fast as can be
  *   engine SOCKET MODE   make an engine, register the region, start its two threads
  *   engine-by-hand SOCKET MODE   the same without threads: it works in "pass" only
  *   pass                 one complete pass of the engine; CPU nanoseconds of this process
@@ -224,6 +224,8 @@ static void engine_start(Worker *worker, const char *socket, const char *mode, b
 static void set_rate(Worker *worker, const char *pages)
 {
     worker->scan_rate_pages = strtoull(pages, NULL, 10);
+    if (worker->engine)
+        msh_engine_set_scan_rate(worker->engine, worker->scan_rate_pages);
     printf("ok\n");
 }
 

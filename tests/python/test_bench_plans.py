@@ -98,23 +98,23 @@ def test_first_pass_charges_every_pass() -> None:
     assert first_pass.misses(replace(result, read_ratio=0.1, size_bytes=64 << 20)) == []
 
 
-def test_cache_slowdowns_are_against_the_same_repeat() -> None:
-    def runs(rate: float, *read_ns: float) -> list[cache.Run]:
-        return [cache.Run({"l2": each, "l3": 10 * each}, rate, 1.0) for each in read_ns]
+def test_cache_slowdowns_are_against_the_pause_of_the_same_turn() -> None:
+    def run(rate: float, *turns: tuple[float, float]) -> cache.Run:
+        return cache.Run({"l2": [cache.Turn(*turn) for turn in turns]}, rate, 1.0)
 
-    facts = {"scan_rate_pages": 1000, "seconds": 10.0, "size_bytes": SIZE_BYTES, **FACTS}
-    found = {
-        "off": runs(0, 1.0, 2.0, 4.0),
-        "ksmd": runs(1090, 2.0, 3.0, 4.0),
-        "ours": runs(880, 1.0, 2.5, 5.0),
-    }
-    l2, l3 = cache.summarise("same", found, facts, {"l2": 1 << 17, "l3": 1 << 23})
-    assert (l2.ksmd_slowdown, l2.ours_slowdown) == (0.5, 0.25)
-    assert (l3.set, l3.set_bytes, l3.off_ns) == ("l3", 1 << 23, [10.0, 20.0, 40.0])
-    assert cache.misses([l2, l3]) == ["same: ours scanned 880 pages/s instead of 1000"]
+    ours = cache.slowdown([run(880, (2.0, 1.0), (3.0, 2.0)), run(870, (4.0, 4.0))], "l2")
+    assert (ours.median, ours.low, ours.rate_pages) == (0.5, None, [880, 870])
+    ksmd = cache.slowdown([run(1090, (1.0, 1.0))], "l2")
+    result = cache.Result(
+        place="same", set="l2", set_bytes=1 << 17, ksmd=ksmd, ours=ours, scan_rate_pages=1000,
+        size_bytes=SIZE_BYTES, **FACTS,
+    )  # fmt: skip
+    assert cache.misses([result, replace(result, set="l3")]) == [
+        "same: ours scanned 875 pages/s instead of 1000"
+    ]
 
 
-def test_ksmd_catches_up_within_a_turn() -> None:
+def test_ksmd_catches_up_within_a_step() -> None:
     assert cache.pages_due(50_000, 0.0, 0) == 1000  # five batches in a tenth of a second
     assert cache.pages_due(50_000, 1.0, 49_000) == 1200
     assert cache.pages_due(50_000, 1.0, 60_000) == 1  # ahead: as little as ksmd can be told

@@ -2,11 +2,11 @@
 """`./dev bench cache`: what scanning does to a program whose data lie in the processor's caches. Needs root.
 
 A scanner that reads memory fills the caches with what nobody will ask for. So a program reads eight bytes at random places of
-a set that fits a cache, all the while, and what a read takes is measured beside each scanner and without one:
+a set that fits a cache, all the while, and what a read takes is measured while a scanner scans two processes' regions
+and while it pauses, by turns of half a second: what the cores share, others use as well, and much more at one time than at another.
 
-off    two processes hold their regions, and nothing scans
-ksmd   scans them at so many pages a second
-ours   engines scan them at as many, and the broker holds what they share
+ksmd   the kernel's, at so many pages a second
+ours   engines at as many, and the broker that holds what they share
 
 l2     the set is a quarter of the core's own cache, l3: a quarter of what the cores share; as much again are places and results
 same   the scanner's threads have the program's core: its own cache is filled as well. What a read takes is CPU time of
@@ -21,9 +21,9 @@ at twice then, and most of what can be shared is. Later, engines that track writ
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import click
 import msgspec
@@ -33,6 +33,7 @@ import numpy.typing as npt
 from memshare.bench.cores import alone_on_one, together_on_one
 from memshare.bench.oracle import PAGE_BYTES
 from memshare.bench.rig import (
+    Group,
     Rig,
     finish,
     machine_facts,
@@ -44,45 +45,57 @@ from memshare.bench.rig import (
 from memshare.cli import run
 from memshare.clients import ksm, procfs
 from memshare.errors import HostError
+from memshare.experiment.statistics import summarise
 from memshare.render import Column, Unit, render_table
 
 CASE = "runs16"
 PROCESSES = 2
 PASSES = 2
 PLACES = {"same": together_on_one, "beside": alone_on_one}
-SCANNERS = ("off", "ksmd", "ours")
+SCANNERS = ("ksmd", "ours")
 SETS = {"l2": 2, "l3": 3}  # by level
-TURN_SECONDS = 0.1
+TURN_STEPS = 5
+STEP_SECONDS = 0.1
 KSMD_REST_MS = 20
 RATE_TOLERANCE = 0.1
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
-class Run(NamedTuple):
-    """One scanner once: nanoseconds a read takes by set, pages scanned a second, CPU seconds of who scans."""
+class Turn(NamedTuple):
+    """Nanoseconds a read took while the scanner scanned, and in the pause after it."""
 
-    read_ns: dict[str, float]
+    scanning_ns: float
+    paused_ns: float
+
+
+class Run(NamedTuple):
+    """One scanner once: its turns by set, pages scanned a second of scanning, CPU seconds of who scans."""
+
+    turns: dict[str, list[Turn]]
     rate_pages: float
     cpu_seconds: float
 
 
+class Slowdown(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a read by a scanner: median over all turns, its 95% interval where there are enough, and each run's rate and cost."""
+
+    median: float
+    low: float | None
+    high: float | None
+    rate_pages: list[float]
+    cpu_seconds: list[float]
+    turns: list[Turn]
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One place and one set; slowdowns are medians over the repeats, each against `off` of its repeat."""
+    """One place and one set."""
 
     place: str
     set: str
     set_bytes: int
-    ksmd_slowdown: float
-    ours_slowdown: float
-    off_ns: list[float]
-    ksmd_ns: list[float]
-    ours_ns: list[float]
-    ksmd_rate_pages: list[float]
-    ours_rate_pages: list[float]
-    ksmd_cpu_seconds: list[float]
-    ours_cpu_seconds: list[float]
+    ksmd: Slowdown
+    ours: Slowdown
     scan_rate_pages: int
-    seconds: float
     size_bytes: int
     kernel: str
     cpu_model: str
@@ -125,9 +138,9 @@ def cache_bytes(level: int) -> int:
 
 
 def pages_due(rate: float, seconds: float, scanned: int) -> int:
-    """How many pages a batch of ksmd needs so that it is at its rate when the next turn is over. Pure."""
-    batches = TURN_SECONDS * 1000 / KSMD_REST_MS
-    return max(1, round((rate * (seconds + TURN_SECONDS) - scanned) / batches))
+    """How many pages a batch of ksmd needs so that it is at its rate when the next step is over. Pure."""
+    batches = STEP_SECONDS * 1000 / KSMD_REST_MS
+    return max(1, round((rate * (seconds + STEP_SECONDS) - scanned) / batches))
 
 
 def pages_scanned() -> int:
@@ -138,120 +151,164 @@ def pages_scanned() -> int:
     return found
 
 
+class Scanner(Protocol):
+    """What scans, as the program beside it steers it."""
+
+    def steer(self, seconds: float) -> None:
+        """Scan on; it has for so long."""
+
+    def pause(self) -> None:
+        """Scan no more for now."""
+
+    def scanned(self) -> int:
+        """Count all pages looked at so far."""
+        ...
+
+    def cpu_ns(self) -> int:
+        """CPU time so far."""
+        ...
+
+
+class Ksmd:
+    """ksmd, held to a rate by the size of its batches."""
+
+    def __init__(self, rate: int) -> None:
+        """Not yet running."""
+        self._rate = rate
+        self._start = pages_scanned()
+        self.pid = ksm.ksmd_pid()
+        ksm.write_knobs(
+            {"advisor_mode": "none", "sleep_millisecs": str(KSMD_REST_MS), "run": ksm.RUN_STOP}
+        )
+
+    def steer(self, seconds: float) -> None:
+        """Make up for what is missing."""
+        due = pages_due(self._rate, seconds, self.scanned())
+        ksm.write_knobs({"pages_to_scan": str(due), "run": ksm.RUN_MERGE})
+
+    def pause(self) -> None:
+        """Stop; what is merged stays so."""
+        ksm.write_knobs({"run": ksm.RUN_STOP})
+
+    def scanned(self) -> int:
+        """Since it was made."""
+        return pages_scanned() - self._start
+
+    def cpu_ns(self) -> int:
+        """Of the kernel's thread."""
+        return procfs.cpu_ns(self.pid)
+
+
+class Engines:
+    """The engines of a group; each paces itself."""
+
+    def __init__(self, group: Group, rate: int) -> None:
+        """Make them, paused."""
+        self._group, self._rate = group, rate
+        self._is_going = True
+        self.pause()
+        group.start("content")
+
+    def steer(self, seconds: float) -> None:
+        """Let them go."""
+        if not self._is_going:
+            self._set_rate(self._rate // len(self._group.workers))
+        self._is_going = True
+
+    def pause(self) -> None:
+        """Stop; what is merged stays so."""
+        self._set_rate(0)
+        self._is_going = False
+
+    def scanned(self) -> int:
+        """By all of them."""
+        return sum(int(worker.stats()["scanned_pages"]) for worker in self._group.workers)
+
+    def cpu_ns(self) -> int:
+        """Of the processes and the broker."""
+        return self._group.cpu_ns()
+
+    def _set_rate(self, pages: int) -> None:
+        for worker in self._group.workers:
+            worker.ask(f"rate {pages}")
+
+
 class Bench:
     """What all runs have in common."""
 
     def __init__(self, rig: Rig, rate: int) -> None:
         """Remember, and fill the sets."""
         self._rig, self._rate = rig, rate
-        self.seconds = PASSES * PROCESSES * rig.size_bytes / PAGE_BYTES / rate
+        seconds = PASSES * PROCESSES * rig.size_bytes / PAGE_BYTES / rate
+        self._turns = max(1, round(seconds / (TURN_STEPS * STEP_SECONDS)))
         self.set_bytes = {name: cache_bytes(level) // 4 for name, level in SETS.items()}
         self._reads = {name: Reads(size) for name, size in self.set_bytes.items()}
-        self._ksmd = ksm.ksmd_pid()
 
-    def run(self, label: str, scanner: str, place: str) -> Run:
-        """One scanner once."""
-        return {"off": self._off, "ksmd": self._with_ksmd, "ours": self._ours}[scanner](
-            label, place
-        )
-
-    def _off(self, label: str, place: str) -> Run:
-        with (
-            self._rig.workers(label, CASE, count=PROCESSES) as pair,
-            PLACES[place]([worker.region.pid for worker in pair]),
-        ):
-            return self._watch(label, lambda _seconds: 0, lambda: 0)
-
-    def _with_ksmd(self, label: str, place: str) -> Run:
+    def ksmd(self, label: str, place: str) -> Run:
+        """Have ksmd scan."""
         with self._rig.workers(label, CASE, count=PROCESSES) as pair:
             ksm.refuse_other_marks()
-            knobs = {"advisor_mode": "none", "sleep_millisecs": str(KSMD_REST_MS)}
-            ksm.write_knobs({**knobs, "run": ksm.RUN_STOP})
+            scanner = Ksmd(self._rate)
             for worker in pair:
                 worker.ask("ksm")
-            start = pages_scanned()
-
-            def pace(seconds: float) -> int:
-                scanned = pages_scanned() - start
-                ksm.write_knobs(
-                    {
-                        "pages_to_scan": str(pages_due(self._rate, seconds, scanned)),
-                        "run": ksm.RUN_MERGE,
-                    }
-                )
-                return scanned
-
-            with PLACES[place]([self._ksmd, *(worker.region.pid for worker in pair)]):
-                try:
-                    found = self._watch(label, pace, lambda: procfs.cpu_ns(self._ksmd))
-                finally:
-                    ksm.write_knobs({"run": ksm.RUN_STOP})
+            with PLACES[place]([scanner.pid, *(worker.region.pid for worker in pair)]):
+                found = self._watch(label, scanner)
             for worker in pair:
                 worker.ask("read")
         ksm.write_knobs({"run": ksm.RUN_UNMERGE})
         return found
 
-    def _ours(self, label: str, place: str) -> Run:
+    def ours(self, label: str, place: str) -> Run:
+        """Have engines scan."""
         with self._rig.group(label, CASE, count=PROCESSES) as group:
-            for worker in group.workers:
-                worker.ask(f"rate {self._rate // PROCESSES}")
             with PLACES[place](group.pids):
-                group.start("content")
-                found = self._watch(
-                    label,
-                    lambda _seconds: sum(
-                        int(worker.stats()["scanned_pages"]) for worker in group.workers
-                    ),
-                    group.cpu_ns,
-                )
+                found = self._watch(label, Engines(group, self._rate))
             for worker in group.workers:
                 worker.ask("read")
         return found
 
-    def _watch(self, label: str, look: Callable[[float], int], cpu_ns: Callable[[], int]) -> Run:
-        """Read by turns from each set while somebody scans. `look` is told the time and counts pages."""
-        self._rig.progress.update(f"{label}: {self.seconds:.0f} s")
-        found: dict[str, list[float]] = {name: [] for name in self._reads}
-        cpu_before, start = cpu_ns(), time.monotonic()
-        pages_before = look(0.0)
-        while (now := time.monotonic() - start) < self.seconds:
-            for name, reads in self._reads.items():
-                found[name] += reads.take_ns(TURN_SECONDS / len(self._reads))
-            look(now)
-        pages, took = look(now) - pages_before, time.monotonic() - start
+    def _watch(self, label: str, scanner: Scanner) -> Run:
+        """Read while it scans, and in the pause after that."""
+        found: dict[str, list[Turn]] = {name: [] for name in self._reads}
+        cpu_before, scanned_before, seconds = scanner.cpu_ns(), scanner.scanned(), 0.0
+        for turn in range(self._turns):
+            self._rig.progress.update(f"{label}: turn {turn + 1} of {self._turns}")
+            scanning: dict[str, list[float]] = {name: [] for name in self._reads}
+            paused: dict[str, list[float]] = {name: [] for name in self._reads}
+            for _ in range(TURN_STEPS):
+                began = time.monotonic()
+                scanner.steer(seconds)
+                self._step(scanning)
+                seconds += time.monotonic() - began
+            scanner.pause()
+            for _ in range(TURN_STEPS):
+                self._step(paused)
+            for name, turns in found.items():
+                turns.append(Turn(statistics.fmean(scanning[name]), statistics.fmean(paused[name])))
         return Run(
-            read_ns={name: statistics.fmean(values) for name, values in found.items()},
-            rate_pages=pages / took,
-            cpu_seconds=(cpu_ns() - cpu_before) / 1e9,
+            turns=found,
+            rate_pages=(scanner.scanned() - scanned_before) / seconds,
+            cpu_seconds=(scanner.cpu_ns() - cpu_before) / 1e9,
         )
 
+    def _step(self, found: dict[str, list[float]]) -> None:
+        for name, reads in self._reads.items():
+            found[name] += reads.take_ns(STEP_SECONDS / len(self._reads))
 
-def summarise(
-    place: str,
-    runs: dict[str, list[Run]],
-    bench_facts: dict[str, object],
-    set_bytes: dict[str, int],
-) -> list[Result]:
-    """Compare each run with its repeat's run without a scanner. Pure."""
-    results = []
-    for name, size in set_bytes.items():
-        ns = {who: [each.read_ns[name] for each in runs[who]] for who in SCANNERS}
-        slowdown = {
-            who: statistics.median(
-                with_it / without for with_it, without in zip(ns[who], ns["off"], strict=True)
-            )
-            - 1
-            for who in ("ksmd", "ours")
-        }
-        record: dict[str, object] = {"place": place, "set": name, "set_bytes": size, **bench_facts}
-        for who in SCANNERS:
-            record[f"{who}_ns"] = ns[who]
-        for who in ("ksmd", "ours"):
-            record[f"{who}_slowdown"] = slowdown[who]
-            record[f"{who}_rate_pages"] = [each.rate_pages for each in runs[who]]
-            record[f"{who}_cpu_seconds"] = [each.cpu_seconds for each in runs[who]]
-        results.append(msgspec.convert(record, Result))
-    return results
+
+def slowdown(runs: Sequence[Run], name: str) -> Slowdown:
+    """Compare each turn with the pause after it. Pure."""
+    turns = [turn for run in runs for turn in run.turns[name]]
+    summary = summarise([turn.scanning_ns / turn.paused_ns - 1 for turn in turns])
+    assert summary is not None  # a run has a turn at least
+    return Slowdown(
+        median=summary.median,
+        low=summary.low,
+        high=summary.high,
+        rate_pages=[run.rate_pages for run in runs],
+        cpu_seconds=[run.cpu_seconds for run in runs],
+        turns=turns,
+    )
 
 
 def misses(results: Sequence[Result]) -> list[str]:
@@ -260,10 +317,17 @@ def misses(results: Sequence[Result]) -> list[str]:
         f"{result.place}: {who} scanned {rate:.0f} pages/s instead of {result.scan_rate_pages}"
         for result in results
         if result.set == next(iter(SETS))
-        for who, rates in (("ksmd", result.ksmd_rate_pages), ("ours", result.ours_rate_pages))
-        for rate in [statistics.median(rates)]
+        for who, side in (("ksmd", result.ksmd), ("ours", result.ours))
+        for rate in [statistics.median(side.rate_pages)]
         if abs(rate / result.scan_rate_pages - 1) > RATE_TOLERANCE
     ]
+
+
+def _told(side: Slowdown) -> str:
+    interval = (
+        "" if side.low is None or side.high is None else f" ({side.low:+.1%}, {side.high:+.1%})"
+    )
+    return f"{side.median:+.1%}{interval}"
 
 
 def show(results: Sequence[Result]) -> None:
@@ -271,7 +335,6 @@ def show(results: Sequence[Result]) -> None:
     columns = [
         Column("place", "scanner"),
         Column("set", "set"),
-        Column("off", "read ns", Unit.COUNT),
         Column("ksmd", "ksmd", Unit.COUNT),
         Column("ours", "ours", Unit.COUNT),
         Column("ksmd_rate", "ksmd pages/s", Unit.COUNT),
@@ -284,13 +347,12 @@ def show(results: Sequence[Result]) -> None:
         {
             "place": result.place,
             "set": f"{result.set} {result.set_bytes >> 10} KiB",
-            "off": number(median(result.off_ns), 3),
-            "ksmd": f"{result.ksmd_slowdown:+.1%}",
-            "ours": f"{result.ours_slowdown:+.1%}",
-            "ksmd_rate": number(median(result.ksmd_rate_pages), 0),
-            "ours_rate": number(median(result.ours_rate_pages), 0),
-            "ksmd_cpu": number(median(result.ksmd_cpu_seconds), 2),
-            "ours_cpu": number(median(result.ours_cpu_seconds), 2),
+            "ksmd": _told(result.ksmd),
+            "ours": _told(result.ours),
+            "ksmd_rate": number(median(result.ksmd.rate_pages), 0),
+            "ours_rate": number(median(result.ours.rate_pages), 0),
+            "ksmd_cpu": number(median(result.ksmd.cpu_seconds), 2),
+            "ours_cpu": number(median(result.ours.cpu_seconds), 2),
         }
         for result in results
     ]
@@ -303,7 +365,7 @@ def show(results: Sequence[Result]) -> None:
 @click.option(
     "--rate",
     type=click.IntRange(1000),
-    default=50_000,
+    default=20_000,
     show_default=True,
     help="Pages a second, of both regions together.",
 )
@@ -320,16 +382,17 @@ def main(*, json_file: Path | None, repeats: int, rate: int, size: int) -> None:
     results: list[Result] = []
     with session(json_file) as progress, ksm.preserved(), many_mappings():
         bench = Bench(Rig(size, progress), rate)
-        facts = {
-            **machine_facts(), "scan_rate_pages": rate, "seconds": bench.seconds, "size_bytes": size,
-        }  # fmt: skip
+        facts = {**machine_facts(), "scan_rate_pages": rate, "size_bytes": size}
         for place in PLACES:
             runs: dict[str, list[Run]] = {who: [] for who in SCANNERS}
             for turn in range(repeats):
-                for who in SCANNERS:
-                    label = f"{place} {turn + 1}/{repeats} {who}"
-                    runs[who].append(bench.run(label, who, place))
-            results += summarise(place, runs, facts, bench.set_bytes)
+                label = f"{place} {turn + 1}/{repeats}"
+                runs["ksmd"].append(bench.ksmd(f"{label} ksmd", place))
+                runs["ours"].append(bench.ours(f"{label} ours", place))
+            for name, set_bytes in bench.set_bytes.items():
+                record = {"place": place, "set": name, "set_bytes": set_bytes, **facts}
+                sides = {who: slowdown(runs[who], name) for who in SCANNERS}
+                results.append(msgspec.convert({**record, **sides}, Result, from_attributes=True))
     show(results)
     finish(results, json_file, misses(results))
 
