@@ -13,9 +13,8 @@ same   the scanner's threads have the program's core: its own cache is filled as
        the program, so the time that the scanner takes from it is not counted
 beside they have another core: only what the cores share is filled
 
-Regions are fresh for each run and hold the mix `runs16`. It lasts as long as two passes take: what is unique has been looked
-at twice then, and most of what can be shared is. Later, engines that track writes read next to nothing, which is
-`./dev bench idle`.
+Regions are fresh for each run and hold the mix `runs16`. It lasts as long as four passes take, in which both find what is
+common. Later, engines that track writes read next to nothing, which is `./dev bench idle`.
 """
 
 import statistics
@@ -50,7 +49,7 @@ from memshare.render import Column, Unit, render_table
 
 CASE = "runs16"
 PROCESSES = 2
-PASSES = 2
+PASSES = 4
 PLACES = {"same": together_on_one, "beside": alone_on_one}
 SCANNERS = ("ksmd", "ours")
 SETS = {"l2": 2, "l3": 3}  # by level
@@ -216,8 +215,8 @@ class Engines:
         self._is_going = True
 
     def pause(self) -> None:
-        """Stop; what is merged stays so."""
-        self._set_rate(0)
+        """All but stop: an engine without a rate stops tracking writes too, and would begin anew each time."""
+        self._set_rate(1)
         self._is_going = False
 
     def scanned(self) -> int:
@@ -370,7 +369,7 @@ def show(results: Sequence[Result]) -> None:
     help="Pages a second, of both regions together.",
 )
 @click.option(
-    "--size", default="512M", show_default=True, callback=parse_size, help="Of each region."
+    "--size", default="256M", show_default=True, callback=parse_size, help="Of each region."
 )
 def main(*, json_file: Path | None, repeats: int, rate: int, size: int) -> None:
     """Measure how much slower a program gets whose data lie in the caches, while ksmd or engines scan.
