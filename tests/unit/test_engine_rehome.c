@@ -9,9 +9,9 @@
 
 #include <sys/mman.h>
 
+#include "engine.h"
 #include "rehome.h"
 #include "segment.h"
-#include "engine.h"
 
 enum { PAGES = 8, OTHER_SEGMENT = 77, SHARED = 0x5a };
 
