@@ -101,12 +101,12 @@ static struct msh_pm_scan_arg written_scan(const void *start, size_t pages,
     };
 }
 
-int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pages,
-                        uint32_t max_pages, MshPageRange ret_ranges[MSH_PAGEMAP_RANGES],
-                        uint64_t *ret_end)
+static int list_written(const MshPagemap *pagemap, const void *start, size_t pages, uint64_t flags,
+                        uint32_t max_pages, MshPageRange ret_ranges[MSH_PAGEMAP_RANGES], uint64_t *ret_end)
 {
     struct msh_page_region regions[MSH_PAGEMAP_RANGES];
     struct msh_pm_scan_arg scan = written_scan(start, pages, regions);
+    scan.flags = flags;
     scan.max_pages = max_pages;
     int count = ioctl(pagemap->fd, MSH_PAGEMAP_SCAN, &scan);
     if (count < 0)
@@ -117,6 +117,20 @@ int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pag
         ret_ranges[i] = (MshPageRange){.start = regions[i].start, .end = regions[i].end};
     *ret_end = scan.walk_end;
     return count;
+}
+
+int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pages,
+                        uint32_t max_pages, MshPageRange ret_ranges[MSH_PAGEMAP_RANGES],
+                        uint64_t *ret_end)
+{
+    return list_written(pagemap, start, pages, 0, max_pages, ret_ranges, ret_end);
+}
+
+int msh_pagemap_take_written(const MshPagemap *pagemap, const void *start, size_t pages,
+                             uint32_t max_pages, MshPageRange ret_ranges[MSH_PAGEMAP_RANGES],
+                             uint64_t *ret_end)
+{
+    return list_written(pagemap, start, pages, MSH_PM_SCAN_WP_MATCHING, max_pages, ret_ranges, ret_end);
 }
 
 static int protect(const MshPagemap *pagemap, struct msh_pm_scan_arg scan)

@@ -52,6 +52,11 @@ int msh_pagemap_written(const MshPagemap *pagemap, const void *start, size_t pag
                         uint32_t max_pages, MshPageRange ret_ranges[MSH_PAGEMAP_RANGES],
                         uint64_t *ret_end);
 
+/* The same, and those it returns are protected anew, in one step: no write in between is lost. */
+int msh_pagemap_take_written(const MshPagemap *pagemap, const void *start, size_t pages,
+                             uint32_t max_pages, MshPageRange ret_ranges[MSH_PAGEMAP_RANGES],
+                             uint64_t *ret_end);
+
 /* Protects those that were written anew. An absent page that is protected reads as MSH_SWAPPED from then
  * on: look at presence before. */
 int msh_pagemap_protect(const MshPagemap *pagemap, const void *start, size_t pages);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "scan.h"
 
+#include <string.h>
+
 #include "fingerprint.h"
 
 enum {
@@ -257,6 +259,25 @@ static int find_presence(MshScan *scan, const MshRegion *region, uint32_t first,
                             any_mapped, ret_presence);
 }
 
+/* Once more, after they were protected. What was touched between the first look and that would be told by nobody any
+ * more, and never be looked at: so what is present now counts, and of all else what was seen before, for an absent page
+ * reads as swapped by now. A page that was present and private is looked at again in any case. */
+static int correct_presence(MshScan *scan, const MshRegion *region, uint32_t first, uint32_t end,
+                            uint8_t *presence)
+{
+    uint8_t now[MSH_SCAN_BLOCK_PAGES];
+    bool is_sure = true;
+    for (uint32_t page = first; page < end; page++)
+        is_sure &= presence[page - first] == MSH_PRESENT && !msh_region_is_mapped(region, page);
+    if (is_sure)
+        return 0;
+    int result = find_presence(scan, region, first, end, now);
+    for (uint32_t i = 0; result == 0 && i < end - first; i++)
+        if (now[i] & MSH_PRESENT)
+            presence[i] = now[i];
+    return result;
+}
+
 /* Decides, at the end of a plain visit, whether the next one may begin to track the block. */
 static void judge(MshBlock *block)
 {
@@ -324,6 +345,13 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
                             msh_track_arm(&scan->track, region, number)
                         ? BEGIN
                         : LOOK;
+    if (manner == BEGIN) {
+        result = correct_presence(scan, region, first, end, presence);
+        if (result < 0) {
+            msh_track_drop(&scan->track, region, first, end);
+            return result;
+        }
+    }
     for (uint32_t i = 0; i < end - first; i++)
         visit_page(scan, region, first + i, presence[i], manner, visit);
     for (uint32_t i = 0; i < end - first && !is_second; i++)
@@ -389,18 +417,18 @@ static Manner manner_of(const MshRegion *region, uint32_t page)
 }
 
 /* In one block: what was written, and what was to be looked at again. */
-static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harvest, MshVisit *visit)
+static int visit_again(MshScan *scan, MshRegion *region, MshHarvest *harvest, MshVisit *visit)
 {
-    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
+    uint8_t presence[MSH_SCAN_BLOCK_PAGES] = {0};
     bool is_written[MSH_SCAN_BLOCK_PAGES] = {false};
-    uint32_t first = harvest->first, end = harvest->end;
+    uint32_t first = harvest->first;
     int result = 0;
     for (uint32_t i = 0; i < harvest->ranges; i++)
-        for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
-            is_written[page - first] = true;
-    for (uint32_t page = first; page < end && result == 0;) {
+        memset(is_written + (harvest->written[i].first - first), true,
+               harvest->written[i].end - harvest->written[i].first);
+    for (uint32_t page = first; page < harvest->end && result == 0;) {
         uint32_t from = page, to = page;
-        for (; page < end && page - to <= NEAR_PAGES; page++)
+        for (; page < harvest->end && page - to <= NEAR_PAGES; page++)
             if (is_written[page - first] || (region->look[page] & MSH_LOOK_AGAIN))
                 to = page + 1;
         if (to > from)
@@ -408,9 +436,15 @@ static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harve
     }
     if (result == 0)
         result = msh_track_protect(&scan->track, region, harvest);
+    memset(is_written, false, sizeof is_written);
+    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
+        uint32_t from = harvest->written[i].first, to = harvest->written[i].end;
+        memset(is_written + (from - first), true, to - from);
+        result = correct_presence(scan, region, from, to, presence + (from - first));
+    }
     if (result < 0)
         return result;
-    for (uint32_t page = first; page < end; page++) {
+    for (uint32_t page = first; page < harvest->end; page++) {
         uint32_t i = page - first;
         if (is_written[i])
             visit_page(scan, region, page, presence[i], manner_of(region, page), visit);
@@ -420,24 +454,40 @@ static int visit_again(MshScan *scan, MshRegion *region, const MshHarvest *harve
     return 0;
 }
 
-/* In a row of blocks: what was written. */
-static int visit_written(MshScan *scan, MshRegion *region, const MshHarvest *harvest,
-                         MshVisit *visit)
+/* Copies what was found out about pages [first, end), those of the harvest one after the other; 0 of others. */
+static void recall(const MshHarvest *harvest, const uint8_t *found, uint32_t first, uint32_t end,
+                   uint8_t *ret_presence)
 {
-    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
+    memset(ret_presence, 0, end - first);
+    for (uint32_t i = 0; i < harvest->ranges; i++) {
+        uint32_t from = harvest->written[i].first, to = harvest->written[i].end;
+        for (uint32_t page = from < first ? first : from; page < to && page < end; page++)
+            ret_presence[page - first] = found[page - from];
+        found += to - from;
+    }
+}
+
+/* In a row of blocks: what was written. */
+static int visit_written(MshScan *scan, MshRegion *region, MshHarvest *harvest, MshVisit *visit)
+{
+    uint8_t found[MSH_SCAN_BLOCK_PAGES], presence[MSH_SCAN_BLOCK_PAGES];
+    const MshHarvest before = *harvest;
     uint32_t at = 0;
     int result = 0;
-    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
-        uint32_t first = harvest->written[i].first, end = harvest->written[i].end;
-        result = find_presence(scan, region, first, end, presence + at);
+    for (uint32_t i = 0; result == 0 && i < before.ranges; i++) {
+        uint32_t first = before.written[i].first, end = before.written[i].end;
+        result = find_presence(scan, region, first, end, found + at);
         at += end - first;
     }
     if (result == 0)
         result = msh_track_protect(&scan->track, region, harvest);
-    at = 0;
-    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++)
-        for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
-            visit_page(scan, region, page, presence[at++], manner_of(region, page), visit);
+    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
+        uint32_t first = harvest->written[i].first, end = harvest->written[i].end;
+        recall(&before, found, first, end, presence);
+        result = correct_presence(scan, region, first, end, presence);
+        for (uint32_t page = first; result == 0 && page < end; page++)
+            visit_page(scan, region, page, presence[page - first], manner_of(region, page), visit);
+    }
     return result;
 }
 
@@ -468,8 +518,10 @@ static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVi
     if (result == 0)
         result = is_lone ? visit_again(scan, region, &harvest, visit)
                          : visit_written(scan, region, &harvest, visit);
-    if (result < 0)
+    if (result < 0) {
+        msh_track_drop(&scan->track, region, first, end); /* what was written there may be forgotten */
         return result;
+    }
     judge_calm(region, &harvest);
     pass_over(scan, region, &harvest, visit);
     if (visit->written_pages * RESTLESS_SHARE > MSH_SCAN_BLOCK_PAGES &&

@@ -126,6 +126,15 @@ static uint32_t page_of(const MshRegion *region, uint64_t address)
     return (uint32_t)msh_bytes_to_pages(address - (uintptr_t)region->base);
 }
 
+static void note_ranges(MshHarvest *harvest, const MshRegion *region, const MshPageRange *ranges, int count)
+{
+    harvest->ranges = (uint32_t)count;
+    for (int i = 0; i < count; i++) {
+        harvest->written[i].first = page_of(region, ranges[i].start);
+        harvest->written[i].end = page_of(region, ranges[i].end);
+    }
+}
+
 int msh_track_harvest(MshTrack *track, const MshRegion *region, uint32_t first, uint32_t end,
                       uint32_t max_pages, MshHarvest *ret_harvest)
 {
@@ -135,21 +144,27 @@ int msh_track_harvest(MshTrack *track, const MshRegion *region, uint32_t first, 
                                     max_pages, ranges, &reached);
     if (count < 0)
         return count;
-    ret_harvest->ranges = (uint32_t)count;
     ret_harvest->first = first;
     ret_harvest->end = page_of(region, reached);
-    for (int i = 0; i < count; i++) {
-        ret_harvest->written[i].first = page_of(region, ranges[i].start);
-        ret_harvest->written[i].end = page_of(region, ranges[i].end);
-    }
+    ret_harvest->max_pages = max_pages;
+    note_ranges(ret_harvest, region, ranges, count);
     return 0;
 }
 
-int msh_track_protect(MshTrack *track, const MshRegion *region, const MshHarvest *harvest)
+int msh_track_protect(MshTrack *track, const MshRegion *region, MshHarvest *harvest)
 {
     if (harvest->ranges == 0)
         return 0;
+    MshPageRange ranges[MSH_PAGEMAP_RANGES];
+    uint64_t reached;
     uint32_t first = harvest->written[0].first;
     uint32_t end = harvest->written[harvest->ranges - 1].end;
-    return msh_pagemap_protect(track->pagemap, msh_region_address(region, first), end - first);
+    int count = msh_pagemap_take_written(track->pagemap, msh_region_address(region, first), end - first,
+                                         harvest->max_pages, ranges, &reached);
+    if (count < 0)
+        return count;
+    if (page_of(region, reached) < end) /* so much more was written meanwhile */
+        harvest->end = page_of(region, reached);
+    note_ranges(harvest, region, ranges, count);
+    return 0;
 }

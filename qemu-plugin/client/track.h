@@ -31,6 +31,7 @@ typedef struct MshTrack {
 
 typedef struct MshHarvest {
     uint32_t first, end; /* pages: this much of what was asked for is known */
+    uint32_t max_pages;
     uint32_t ranges;
     struct {
         uint32_t first, end;
@@ -42,8 +43,8 @@ typedef struct MshHarvest {
 void msh_track_init(MshTrack *track, const MshUffd *uffd, const MshPagemap *pagemap,
                     MshCounters *counters);
 
-/* Starts tracking a block: pages written from now on will be told. Presence can be told apart before,
- * not after (msh_pagemap_protect). False: it is not tracked. */
+/* Starts tracking a block: pages written from now on will be told. Absent pages can be told apart before,
+ * not after (msh_pagemap_protect), but what came meanwhile only after. False: it is not tracked. */
 bool msh_track_arm(MshTrack *track, MshRegion *region, uint32_t block);
 
 /* Whether any of pages [first, end) is tracked. */
@@ -64,8 +65,9 @@ void msh_track_drop(MshTrack *track, MshRegion *region, uint32_t first, uint32_t
 int msh_track_harvest(MshTrack *track, const MshRegion *region, uint32_t first, uint32_t end,
                       uint32_t max_pages, MshHarvest *ret_harvest);
 
-/* Protects anew what was harvested: to be done before the pages are read, so that no later write is
- * missed. */
-int msh_track_protect(MshTrack *track, const MshRegion *region, const MshHarvest *harvest);
+/* Protects anew what was harvested, and what was written among it since, which becomes part of the harvest; where that
+ * makes too much of it, its end comes sooner. To be done before the pages are read, so that no later write is missed.
+ * Negative: -errno; what was written may be forgotten then. */
+int msh_track_protect(MshTrack *track, const MshRegion *region, MshHarvest *harvest);
 
 #endif

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel tells what was written: nothing else is hashed again, whatever was merged beside it."""
 
-from collections.abc import Iterator
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 from tests.lib.broker import build_directory
-from tests.lib.memory import Memory
+from tests.lib.memory import Memory, contents
 from tests.lib.wire import build_has_weak_hash
 
 from memshare.engine import Engine
@@ -112,3 +114,48 @@ def test_rebuilding_lets_go_of_what_it_rebuilds_only(memory: Memory) -> None:
         assert numbers["rebuilt_pages"] == 1
         assert numbers["tracked_pages"] == PAGES
         assert numbers["hashed_pages"] <= before["hashed_pages"] + 2
+
+
+def write_while_passing(engine: Engine, writer: Callable[[], None]) -> None:
+    """Make passes for as long as the writer runs, and some more."""
+    thread = threading.Thread(target=writer)
+    thread.start()
+    while thread.is_alive():
+        engine.scan_once()
+    thread.join()
+    converge(engine, 8)
+
+
+def test_what_is_touched_while_its_block_comes_to_be_tracked_is_shared() -> None:
+    """Looked at before it was there and protected once it was, a page would never be looked at again."""
+    pages, rounds = 8192, 12
+    data = b"".join(contents(1 + page // 2) for page in range(pages))
+    for _ in range(rounds):
+        memory = Memory(pages)
+        memory.expected[:] = data
+        with Engine(nothing_pinned=True) as engine:
+            engine.register(memory.buffer)
+            address = memory.address
+            write_while_passing(engine, lambda: ctypes.memmove(address, data, len(data)))  # noqa: B023
+            assert engine.stats()["shared_pages"] == pages
+        memory.check()
+
+
+def test_what_is_written_while_others_are_protected_is_shared() -> None:
+    """Between two pages that are known to be written, and so protected with them."""
+    pages, rounds = 8192, 12
+    common = contents(1)
+    for _ in range(rounds):
+        memory = Memory(pages).fill(lambda page: 2 + page)
+        with Engine(nothing_pinned=True) as engine:
+            engine.register(memory.buffer)
+            assert converge(engine)["tracked_pages"] == pages
+
+            def write(memory: Memory = memory) -> None:
+                for first in (8, 0, 12, 4):
+                    for page in range(first, pages, 16):
+                        memory.write(page, common)
+
+            write_while_passing(engine, write)
+            assert engine.stats()["shared_pages"] == pages // 4
+        memory.check()
