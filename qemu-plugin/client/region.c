@@ -265,36 +265,64 @@ static MshCounter *gauge_of(MshPageState state, MshCounters *counters)
     }
 }
 
-/* Of MshRegion.merge: what is above the level, and below it. */
-enum { MERGE_LEVEL = 32, MERGE_LEVEL_MAX = 7 };
+/* Of MshRegion.merge: the level is in multiples of TICKS. */
+enum { TICKS = 1 << 13 };
+
+/* Rebuilding a page and merging it again takes the processor some hundred times as long as hashing it, and the guest waits
+ * for a part of that: what is written again within seconds, as a page cache that is read through is, saves less than it
+ * costs. */
+enum { SOON_TICKS = 8, LEVEL_STEP = 2, LEVEL_TICKS = 2, STABLE_TICKS = 2 };
+
+static unsigned level_of(const MshRegion *region, uint32_t page)
+{
+    return region->merge[page] / TICKS;
+}
+
+static void stamp(MshRegion *region, uint32_t page, unsigned level)
+{
+    region->merge[page] = (uint16_t)(level * TICKS + region->tick % TICKS);
+}
+
+static uint32_t ticks_since(const MshRegion *region, uint32_t page)
+{
+    return (region->tick - region->merge[page]) % TICKS;
+}
 
 static void note_merge(MshRegion *region, uint32_t page, MshPageState from, MshPageState to)
 {
-    unsigned level = region->merge[page] / MERGE_LEVEL;
-    if (to == MSH_PAGE_HOLE)
-        region->merge[page] = 0;
+    if (to == MSH_PAGE_HOLE || from == MSH_PAGE_HOLE)
+        stamp(region, page, 0);
     else if (to == MSH_PAGE_SHARED && from != MSH_PAGE_SHARED)
-        region->merge[page] = (uint8_t)(level * MERGE_LEVEL + region->round % MERGE_LEVEL);
-    else if (to == MSH_PAGE_PRIVATE)
-        region->merge[page] = (uint8_t)(level * MERGE_LEVEL + level);
+        stamp(region, page, level_of(region, page));
 }
 
-void msh_region_note_break(MshRegion *region, uint32_t page)
+bool msh_region_note_break(MshRegion *region, uint32_t page)
 {
-    enum { SOON_ROUNDS = 4, STEP = 2 };
-    unsigned merge = region->merge[page], level = merge / MERGE_LEVEL;
-    if ((region->round - merge) % MERGE_LEVEL < SOON_ROUNDS)
-        level = level + STEP < MERGE_LEVEL_MAX ? level + STEP : MERGE_LEVEL_MAX;
+    unsigned level = level_of(region, page);
+    bool is_soon = ticks_since(region, page) < SOON_TICKS;
+    if (is_soon)
+        level = level + LEVEL_STEP < MSH_REGION_LEVEL_MAX ? level + LEVEL_STEP : MSH_REGION_LEVEL_MAX;
     else
         level -= level > 0;
-    region->merge[page] = (uint8_t)(level * MERGE_LEVEL + merge % MERGE_LEVEL);
+    stamp(region, page, level);
+    return is_soon;
 }
 
-bool msh_region_must_last(MshRegion *region, uint32_t page)
+void msh_region_note_write(MshRegion *region, uint32_t page)
 {
-    bool must_last = region->merge[page] % MERGE_LEVEL > 0;
-    region->merge[page] = (uint8_t)(region->merge[page] - must_last);
-    return must_last;
+    stamp(region, page, level_of(region, page));
+}
+
+bool msh_region_must_last(const MshRegion *region, uint32_t page, unsigned level)
+{
+    unsigned own = level_of(region, page);
+    return ticks_since(region, page) < (own > level ? own : level) * LEVEL_TICKS;
+}
+
+bool msh_region_is_mendable(const MshRegion *region, uint32_t page)
+{
+    return region->state[page] == MSH_PAGE_BROKEN &&
+           ticks_since(region, page) >= STABLE_TICKS + level_of(region, page);
 }
 
 void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32_t word,

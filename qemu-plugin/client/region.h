@@ -55,7 +55,6 @@ typedef struct MshBlock {
     uint16_t again;     /* pages to be looked at again */
     uint16_t worth;     /* pages that could be saved, were it not for the huge page */
     uint16_t broken;    /* BROKEN pages */
-    uint32_t broke_round; /* in which one was last seen to break */
     uint16_t present, changed, proposed; /* at the visit under way */
 } MshBlock;
 
@@ -69,9 +68,9 @@ typedef struct MshRegion {
     uint32_t released;  /* pages, from the first on: so far */
     uint8_t *state; /* MshPageState, one a page */
     uint8_t *look;  /* one a page */
-    uint8_t *merge; /* bits 5 to 7: how often more than others it has to be found stable before it is merged; 0 to 4:
-                       SHARED and BROKEN: in which round it was, PRIVATE: how often more from now on */
-    uint32_t round; /* at the last visit: MshScan.round */
+    uint16_t *merge; /* bits 13 to 15: a level, how soon it broke so far; 0 to 12: the tick at which it was merged, if SHARED,
+                        or last seen to be written */
+    uint32_t tick;   /* at the last visit: MshScan.tick */
     uint32_t *word; /* PRIVATE: see above; SHARED and BROKEN: the slot, in local numbering */
     MshBlock *block;
 } MshRegion;
@@ -100,11 +99,18 @@ static inline bool msh_region_is_mapped(const MshRegion *region, uint32_t page)
 void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32_t word,
                        MshCounters *counters);
 
-/* A SHARED page that is about to become BROKEN: one that breaks soon after it was merged has to be found stable more
- * often before it is merged again, and so on; one that held for long, less often. */
-void msh_region_note_break(MshRegion *region, uint32_t page);
-/* A PRIVATE page that was found stable: whether it has to be so once more. */
-bool msh_region_must_last(MshRegion *region, uint32_t page);
+enum { MSH_REGION_LEVEL_MAX = 7 };
+
+/* A SHARED page that is about to become BROKEN: one that breaks soon after it was merged has to be stable for longer
+ * before it is rebuilt and merged again, and so on; one that held for long, for less long. Returns whether it was soon. */
+bool msh_region_note_break(MshRegion *region, uint32_t page);
+/* A PRIVATE or BROKEN page that was written, or came to be there. */
+void msh_region_note_write(MshRegion *region, uint32_t page);
+/* A PRIVATE page that was found stable: whether it has to be so for longer, as its own level has it or this one of the
+ * engine's. */
+bool msh_region_must_last(const MshRegion *region, uint32_t page, unsigned level);
+/* Whether a page is BROKEN and was not seen to be written for long enough to be rebuilt. */
+bool msh_region_is_mendable(const MshRegion *region, uint32_t page);
 
 /* Sets what a look at a PRIVATE page left, and counts it. */
 void msh_region_set_look(MshRegion *region, uint32_t page, uint8_t look, MshCounters *counters);

@@ -144,10 +144,10 @@ static bool may_spend_mappings(const MshEngine *engine, uint32_t runs)
            msh_read(&engine->counters.mappings_limit) / 8 * 7;
 }
 
-static bool is_broken(const MshEngine *engine, const MshRegion *region, uint32_t page)
+static bool is_mendable(const MshEngine *engine, const MshRegion *region, uint32_t page)
 {
     (void)engine;
-    return region->state[page] == MSH_PAGE_BROKEN;
+    return msh_region_is_mendable(region, page);
 }
 
 /* A page of the store need not be in the page table to be there; where it carries a mark of tracking it reads as
@@ -188,17 +188,20 @@ static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uin
 
 void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
 {
-    enum { STABLE_ROUNDS = 2, BLOCKS_AT_ONCE = 4 };
-    uint32_t mended = 0;
-    for (uint32_t page = first; page < end && mended < BLOCKS_AT_ONCE;) {
-        uint32_t number = msh_region_block(region, page);
-        const MshBlock *block = &region->block[number];
-        page = msh_region_block_end(region, number);
-        if (block->broken == 0 || engine->scan.round - block->broke_round < STABLE_ROUNDS ||
-            !may_spend_mappings(engine, block->broken) || !may_rebuild(engine))
+    enum { PAGES_AT_ONCE = 128 }; /* each may be a run of its own, and holds the memory for a fraction of a millisecond */
+    uint32_t left = PAGES_AT_ONCE;
+    for (uint32_t at = first; at < end && left > 0;) {
+        uint32_t number = msh_region_block(region, at), due = 0;
+        uint32_t from = msh_region_block_first(region, number), to = from;
+        at = msh_region_block_end(region, number);
+        if (region->block[number].broken == 0)
             continue;
-        mend_block(engine, region, msh_region_block_first(region, number), page, is_broken);
-        mended++;
+        for (; to < at && due < left; to++)
+            due += msh_region_is_mendable(region, to);
+        if (due == 0 || !may_spend_mappings(engine, due) || !may_rebuild(engine))
+            continue;
+        mend_block(engine, region, from, to, is_mendable);
+        left -= due;
     }
 }
 

@@ -5,6 +5,8 @@
 
 #include "fingerprint.h"
 
+#define TICK_NS 2000000000ull
+
 enum {
     /* A visit found a block settled if at most one page in so many had changed or was proposed. */
     SETTLED_SHARE = 8,
@@ -36,18 +38,27 @@ static uint32_t word_of(uint64_t fingerprint)
 MshSlot msh_scan_note_break(MshScan *scan, MshRegion *region, uint32_t page)
 {
     MshSlot slot = {region->word[page]};
-    msh_region_note_break(region, page);
+    scan->tenure.soon += msh_region_note_break(region, page);
     msh_region_become(region, page, MSH_PAGE_BROKEN, slot.number, scan->counters);
-    region->block[msh_region_block(region, page)].broke_round = scan->round;
     msh_count(&scan->counters->breaks, 1);
     return slot;
 }
 
+/* What a visit does with a page that is private and present. */
+typedef enum Manner {
+    LOOK,           /* by its contents: the block is not tracked */
+    BEGIN,          /* the block is tracked from now on: nothing is known yet */
+    LOOK_UNWRITTEN, /* tracked, and not written since the last visit */
+    NOTE_WRITTEN,   /* tracked, and written since */
+} Manner;
+
 static void visit_mapped(MshScan *scan, MshRegion *region, uint32_t page, uint8_t presence,
-                         MshVisit *visit)
+                         Manner manner, MshVisit *visit)
 {
     bool is_copy = (presence & MSH_SWAPPED) ||
                    ((presence & MSH_PRESENT) && !(presence & MSH_PRESENT_FILE));
+    if (region->state[page] == MSH_PAGE_BROKEN && manner == NOTE_WRITTEN)
+        msh_region_note_write(region, page);
     if (region->state[page] != MSH_PAGE_SHARED || !is_copy)
         return;
     visit->broken_slot[visit->broken++] = msh_scan_note_break(scan, region, page);
@@ -68,6 +79,7 @@ static void note_change(MshScan *scan, MshRegion *region, uint32_t page)
     unsigned level = msh_look_level(region->look[page]);
     level += level < MSH_LOOK_LEVEL_MAX && !msh_stretch_is_first_of_two(&scan->stretch);
     region->block[msh_region_block(region, page)].changed++;
+    msh_region_note_write(region, page);
     msh_count(&scan->counters->changed_pages, 1);
     msh_region_set_look(region, page, (uint8_t)(MSH_LOOK_AGAIN | level * MSH_LOOK_LEVEL),
                         scan->counters);
@@ -103,7 +115,7 @@ static void propose(MshScan *scan, MshRegion *region, uint32_t page, uint64_t fi
     }
     if (is_worth && must_stay(block))
         return; /* the answer is known, and would be turned down */
-    if (msh_region_must_last(region, page)) {
+    if (msh_region_must_last(region, page, scan->tenure.level)) {
         msh_region_set_look(region, page, region->look[page] | MSH_LOOK_AGAIN, scan->counters);
         return;
     }
@@ -132,6 +144,12 @@ static uint32_t read_page(MshScan *scan, const MshRegion *region, uint32_t page,
     return word_of(*ret_fingerprint);
 }
 
+static void note_first(MshScan *scan, MshRegion *region, uint32_t page)
+{
+    msh_region_note_write(region, page);
+    msh_region_set_look(region, page, MSH_LOOK_AGAIN, scan->counters);
+}
+
 /* A present page of a block that is not tracked: stable when it holds what it held at the last look. */
 static void look_at(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *visit)
 {
@@ -144,7 +162,7 @@ static void look_at(MshScan *scan, MshRegion *region, uint32_t page, MshVisit *v
     if (word == MSH_WORD_UNKNOWN)
         msh_region_set_look(region, page, 0, scan->counters);
     else if (last == MSH_WORD_UNKNOWN)
-        msh_region_set_look(region, page, MSH_LOOK_AGAIN, scan->counters);
+        note_first(scan, region, page);
     else if (word != last)
         note_change(scan, region, page);
     else if (word == MSH_WORD_ZERO)
@@ -179,14 +197,6 @@ static void forget_look(MshScan *scan, MshRegion *region, uint32_t page, uint8_t
     msh_region_set_look(region, page, look, scan->counters);
 }
 
-/* What a visit does with a page that is private and present. */
-typedef enum Manner {
-    LOOK,           /* by its contents: the block is not tracked */
-    BEGIN,          /* the block is tracked from now on: nothing is known yet */
-    LOOK_UNWRITTEN, /* tracked, and not written since the last visit */
-    NOTE_WRITTEN,   /* tracked, and written since */
-} Manner;
-
 static void visit_present(MshScan *scan, MshRegion *region, uint32_t page, Manner manner,
                           MshVisit *visit)
 {
@@ -219,7 +229,7 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
     if (presence & MSH_PRESENT_HUGE)
         region->block[msh_region_block(region, page)].is_huge = true;
     if (msh_region_is_mapped(region, page)) {
-        visit_mapped(scan, region, page, presence, visit);
+        visit_mapped(scan, region, page, presence, manner, visit);
         return;
     }
     bool is_hole = region->state[page] == MSH_PAGE_HOLE;
@@ -531,12 +541,23 @@ static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVi
     return 0;
 }
 
+/* The walk begins anew, or turns back. Quick passes follow each other within milliseconds: what held for some of them
+ * held for no time. */
+static void note_turn(MshScan *scan)
+{
+    if (scan->now_ns && scan->now_ns - scan->tick_ns < TICK_NS)
+        return;
+    scan->tick++;
+    scan->tick_ns = scan->now_ns;
+    msh_tenure_tick(&scan->tenure, msh_read(&scan->counters->merged_pages));
+}
+
 void msh_scan_restart(MshScan *scan)
 {
     scan->cursor_frame = 0;
     scan->present = 0;
     scan->pass++;
-    scan->round++;
+    note_turn(scan);
     msh_stretch_restart(&scan->stretch, scan->now_ns);
     scan->is_anew = scan->wants_anew;
     scan->wants_anew = false;
@@ -567,7 +588,7 @@ static MshRegion *next_region(MshScan *scan, const MshMemory *memory)
             msh_stretch_next(&scan->stretch, scan->cursor_frame, !region, pages, scan->now_ns);
         if (frame == scan->cursor_frame)
             return region;
-        scan->round++;
+        note_turn(scan);
         scan->cursor_frame = frame;
     }
 }
@@ -582,7 +603,7 @@ int msh_scan_visit(MshScan *scan, const MshMemory *memory, uint32_t max_pages, M
         msh_scan_restart(scan);
         return 0;
     }
-    region->round = scan->round;
+    region->tick = scan->tick;
     uint32_t first = scan->cursor_frame - region->first_frame;
     uint32_t end = first;
     bool is_tracked = region->block[msh_region_block(region, first)].is_tracked;

@@ -17,6 +17,7 @@
 #include "pagemap.h"
 #include "runs.h"
 #include "stretch.h"
+#include "tenure.h"
 #include "track.h"
 
 enum { MSH_SCAN_BLOCK_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES };
@@ -31,7 +32,9 @@ typedef struct MshScan {
     bool wants_anew;       /* the next one shall */
     uint32_t cursor_frame; /* the next one to visit */
     uint32_t pass;
-    uint32_t round;        /* as pass, and one more wherever the walk turns back */
+    uint32_t tick;         /* one more with each pass and wherever the walk turns back, but for those too close together */
+    uint64_t tick_ns;      /* when it began */
+    MshTenure tenure;
     MshStretch stretch;
     uint64_t now_ns;       /* 0: nobody walks in time, and every pass counts as quick */
     uint64_t present;      /* in this pass so far */

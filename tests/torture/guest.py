@@ -10,6 +10,7 @@ Says how it stands in a line of JSON on stdout, again and again: it may be kille
 when its stdin does, after a last look at every byte, with the engine and without.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -34,6 +35,7 @@ WRITTEN_PAGES, CHORE_PAGES, DISCARD_PAGES, FILE_PAGES = 512, 256, 64, 64
 MERGEABLE_PAGES = WRITTEN_PAGES * 3 // 4 + CHORE_PAGES
 WRITERS = 2
 LINGER_NS = 20_000
+AGING_PASSES = 8
 REPORT_SECONDS = 0.2
 
 
@@ -76,6 +78,7 @@ class Guest:
             self._fork_and_look,
             self._fork_and_write,
             self._page_out,
+            self._age,
         ]
         self._file, self._data = -1, b""
         self._pin: Pin | None = None
@@ -183,6 +186,12 @@ class Guest:
     def _write(self) -> None:
         page, _ = self._run()
         self._chore.write(page, self._random.randbytes(9), self._random.randrange(PAGE_BYTES - 9))
+
+    def _age(self) -> None:
+        """Let time go by for the engine, that of broken pages until they merge again: by hand, each pass is a tick."""
+        with contextlib.suppress(EngineError):  # no broker
+            for _ in range(AGING_PASSES):
+                self._engine.scan_once()
 
     def _unlike(self) -> None:
         """Zeros and contents that come only once."""
