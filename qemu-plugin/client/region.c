@@ -271,7 +271,7 @@ enum { TICKS = 1 << 13 };
 /* Rebuilding a page and merging it again takes the processor some hundred times as long as hashing it, and the guest waits
  * for a part of that: what is written again within seconds, as a page cache that is read through is, saves less than it
  * costs. */
-enum { SOON_TICKS = 8, LEVEL_STEP = 2, LEVEL_TICKS = 2, STABLE_TICKS = 2 };
+enum { SOON_TICKS = 6, LEVEL_STEP = 2, LEVEL_TICKS = 2, STABLE_TICKS = 2 };
 
 static unsigned level_of(const MshRegion *region, uint32_t page)
 {

@@ -13,7 +13,7 @@ same   the scanner's threads have the program's core: its own cache is filled as
        the program, so the time that the scanner takes from it is not counted
 beside they have another core: only what the cores share is filled
 
-Regions are fresh for each run and hold the mix `runs16`. It lasts as long as four passes take, in which both find what is
+Regions are fresh for each run and hold the mix `runs16`. It lasts as long as two passes take: at the second, both merge what is
 common. Later, engines that track writes read next to nothing, which is `./dev bench idle`.
 """
 
@@ -49,7 +49,7 @@ from memshare.render import Column, Unit, render_table
 
 CASE = "runs16"
 PROCESSES = 2
-PASSES = 4
+PASSES = 2
 PLACES = {"same": together_on_one, "beside": alone_on_one}
 SCANNERS = ("ksmd", "ours")
 SETS = {"l2": 2, "l3": 3}  # by level
