@@ -429,27 +429,30 @@ static Manner manner_of(const MshRegion *region, uint32_t page)
 /* In one block: what was written, and what was to be looked at again. */
 static int visit_again(MshScan *scan, MshRegion *region, MshHarvest *harvest, MshVisit *visit)
 {
-    uint8_t presence[MSH_SCAN_BLOCK_PAGES] = {0};
-    bool is_written[MSH_SCAN_BLOCK_PAGES] = {false};
+    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
+    bool was_written[MSH_SCAN_BLOCK_PAGES] = {false}, is_written[MSH_SCAN_BLOCK_PAGES] = {false};
     uint32_t first = harvest->first;
     int result = 0;
     for (uint32_t i = 0; i < harvest->ranges; i++)
-        memset(is_written + (harvest->written[i].first - first), true,
+        memset(was_written + (harvest->written[i].first - first), true,
                harvest->written[i].end - harvest->written[i].first);
     for (uint32_t page = first; page < harvest->end && result == 0;) {
         uint32_t from = page, to = page;
         for (; page < harvest->end && page - to <= NEAR_PAGES; page++)
-            if (is_written[page - first] || (region->look[page] & MSH_LOOK_AGAIN))
+            if (was_written[page - first] || (region->look[page] & MSH_LOOK_AGAIN))
                 to = page + 1;
         if (to > from)
             result = find_presence(scan, region, from, to, presence + (from - first));
     }
     if (result == 0)
         result = msh_track_protect(&scan->track, region, harvest);
-    memset(is_written, false, sizeof is_written);
     for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
         uint32_t from = harvest->written[i].first, to = harvest->written[i].end;
-        memset(is_written + (from - first), true, to - from);
+        for (uint32_t page = from; page < to; page++) {
+            is_written[page - first] = true;
+            if (!was_written[page - first])
+                presence[page - first] = 0; /* it was protected then, and an absent one would read as swapped */
+        }
         result = correct_presence(scan, region, from, to, presence + (from - first));
     }
     if (result < 0)

@@ -250,8 +250,11 @@ int msh_worker_pass(MshEngine *engine, MshError *error)
     }
     count_mappings(engine);
     engine->scan.now_ns = 0; /* as quick as can be: a pass by hand visits everything once */
-    if (engine->scan.cursor_frame || msh_stretch_is_second(&engine->scan.stretch)) /* the one under way is given up */
+    if (engine->scan.cursor_frame || msh_stretch_is_second(&engine->scan.stretch)) { /* the one under way is given up */
+        pthread_mutex_lock(&engine->memory_lock);
         msh_scan_restart(&engine->scan);
+        pthread_mutex_unlock(&engine->memory_lock);
+    }
     int result = 0;
     do {
         result = scan_block(engine, MSH_SCAN_BLOCK_PAGES);
