@@ -21,6 +21,7 @@ typedef struct {
     uint32_t cpu_limit_percent;
     bool (*nothing_pinned)(void *opaque);
     void *opaque;
+    bool is_eager;
     uint64_t patience_ns;
 } MshConfig;
 

@@ -51,7 +51,8 @@ class Engine:
 
     ``nothing_pinned`` promises that no I/O is ever in flight into registered memory (no O_DIRECT, no
     io_uring buffers), which lets ``detach`` give back plain memory rather than private copies inside
-    mappings of the store. ``patience_ns`` is how long ``register``, ``unregister`` and ``hold`` wait
+    mappings of the store. ``eager`` merges again at once what was written soon after it was merged, for much
+    more CPU. ``patience_ns`` is how long ``register``, ``unregister`` and ``hold`` wait
     for an engine that is at work, before they fail; 0 is for ever.
     """
 
@@ -65,6 +66,7 @@ class Engine:
         scan_rate: int = UNLIMITED,
         cpu_limit: int = 0,
         nothing_pinned: bool = False,
+        eager: bool = False,
         patience_ns: int = 0,
     ) -> None:
         """Make an engine; raises EngineError when the host cannot share or an argument is wrong."""
@@ -84,6 +86,7 @@ class Engine:
                 "nothing_pinned": ffi.addressof(lib, "never_pinned")
                 if nothing_pinned
                 else ffi.NULL,
+                "is_eager": eager,
                 "patience_ns": patience_ns,
             },
         )

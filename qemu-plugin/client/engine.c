@@ -83,6 +83,7 @@ int msh_engine_new(const MshConfig *config, MshEngine **ret_engine, MshError *er
     atomic_init(&engine->cpu_limit_percent, config->cpu_limit_percent);
     engine->window.uffd.fd = engine->scan.pagemap.fd = -1;
     engine->scan.counters = &engine->counters;
+    engine->scan.is_eager = config->is_eager;
     engine->scan.wants_content = config->mode == MSH_MODE_CONTENT;
     engine->window.track = &engine->scan.track;
     msh_texts_init(&engine->texts);

@@ -296,10 +296,10 @@ static void note_merge(MshRegion *region, uint32_t page, MshPageState from, MshP
         stamp(region, page, level_of(region, page));
 }
 
-bool msh_region_note_break(MshRegion *region, uint32_t page)
+bool msh_region_note_break(MshRegion *region, uint32_t page, bool is_eager)
 {
     unsigned level = level_of(region, page);
-    bool is_soon = ticks_since(region, page) < SOON_TICKS;
+    bool is_soon = ticks_since(region, page) < SOON_TICKS && !is_eager;
     if (is_soon)
         level = level + LEVEL_STEP < MSH_REGION_LEVEL_MAX ? level + LEVEL_STEP : MSH_REGION_LEVEL_MAX;
     else

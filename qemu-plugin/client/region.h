@@ -102,8 +102,9 @@ void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32
 enum { MSH_REGION_LEVEL_MAX = 7 };
 
 /* A SHARED page that is about to become BROKEN: one that breaks soon after it was merged has to be stable for longer
- * before it is rebuilt and merged again, and so on; one that held for long, for less long. Returns whether it was soon. */
-bool msh_region_note_break(MshRegion *region, uint32_t page);
+ * before it is rebuilt and merged again, and so on; one that held for long, for less long. Returns whether it was soon.
+ * With is_eager it never is. */
+bool msh_region_note_break(MshRegion *region, uint32_t page, bool is_eager);
 /* A PRIVATE or BROKEN page that was written, or came to be there. */
 void msh_region_note_write(MshRegion *region, uint32_t page);
 /* A PRIVATE page that was found stable: whether it has to be so for longer, as its own level has it or this one of the

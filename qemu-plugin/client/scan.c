@@ -38,7 +38,7 @@ static uint32_t word_of(uint64_t fingerprint)
 MshSlot msh_scan_note_break(MshScan *scan, MshRegion *region, uint32_t page)
 {
     MshSlot slot = {region->word[page]};
-    scan->tenure.soon += msh_region_note_break(region, page);
+    scan->tenure.soon += msh_region_note_break(region, page, scan->is_eager);
     msh_region_become(region, page, MSH_PAGE_BROKEN, slot.number, scan->counters);
     msh_count(&scan->counters->breaks, 1);
     return slot;
@@ -548,7 +548,7 @@ static int visit_tracked(MshScan *scan, MshRegion *region, uint32_t first, MshVi
  * held for no time. */
 static void note_turn(MshScan *scan)
 {
-    if (scan->now_ns && scan->now_ns - scan->tick_ns < TICK_NS)
+    if (scan->now_ns && !scan->is_eager && scan->now_ns - scan->tick_ns < TICK_NS)
         return;
     scan->tick++;
     scan->tick_ns = scan->now_ns;

@@ -34,6 +34,7 @@ typedef struct MshScan {
     uint32_t pass;
     uint32_t tick;         /* one more with each pass and wherever the walk turns back, but for those too close together */
     uint64_t tick_ns;      /* when it began */
+    bool is_eager;         /* asks for no tenure, of pages or of the engine, and ticks with each turn */
     MshTenure tenure;
     MshStretch stretch;
     uint64_t now_ns;       /* 0: nobody walks in time, and every pass counts as quick */

@@ -32,6 +32,7 @@ typedef struct Options {
     MshMode mode;
     uint64_t scan_rate_pages;
     uint32_t cpu_limit_percent;
+    bool is_eager;
 } Options;
 
 static MshEngine *engine;
@@ -95,8 +96,14 @@ static int parse_argument(const char *key, const char *value, Options *options, 
             options->cpu_limit_percent = (uint32_t)percent;
         return r;
     }
+    if (strcmp(key, "eager") == 0) {
+        options->is_eager = strcmp(value, "on") == 0;
+        if (!options->is_eager && strcmp(value, "off") != 0)
+            return msh_error_set(error, -EINVAL, "eager=%s is none of on, off", value);
+        return 0;
+    }
     return msh_error_set(error, -EINVAL,
-                         "unknown argument '%s' (known: socket, group, mode, scan-rate, cpu-limit)",
+                         "unknown argument '%s' (known: socket, group, mode, scan-rate, cpu-limit, eager)",
                          key);
 }
 
@@ -167,6 +174,7 @@ static int make_engine(const Options *options, MshError *error)
         .mode = options->mode,
         .scan_rate_pages = options->scan_rate_pages,
         .cpu_limit_percent = options->cpu_limit_percent,
+        .is_eager = options->is_eager,
         .nothing_pinned = nothing_pinned,
         .patience_ns = PATIENCE_NS,
     };

@@ -34,22 +34,36 @@ def test_pages_that_broke_come_back_while_others_of_their_block_break() -> None:
         memory.check()
 
 
+def rewrite(engine: Engine, memory: Memory, rounds: int) -> list[int]:
+    """Write new contents to all pages, equal in both halves, and have them merged; how many were, in each round."""
+    half, passes_between = PAGES // 2, 6
+    merges: list[int] = []
+    for number in range(rounds):
+        before = int(engine.stats()["merged_pages"])
+        memory.fill(lambda page, number=number: 1 + number * half + page % half)
+        for _ in range(passes_between):
+            engine.scan_once()
+        merges.append(int(engine.stats()["merged_pages"]) - before)
+    return merges
+
+
 def test_where_all_that_is_merged_is_written_soon_less_and_less_is_merged() -> None:
     """Each merge that does not last costs the guest a fault and the host a hundred hashes."""
     memory = Memory(PAGES)
-    half, passes_between = PAGES // 2, 6
-    merges: list[int] = []
     with Engine(nothing_pinned=True) as engine:
         engine.register(memory.buffer)
-        for number in range(24):
-            before = engine.stats()["merged_pages"]
-            memory.fill(lambda page, number=number: 1 + number * half + page % half)
-            for _ in range(passes_between):
-                engine.scan_once()
-            merges.append(int(engine.stats()["merged_pages"]) - int(before))
+        merges = rewrite(engine, memory, 24)
         assert merges[0] == PAGES
         assert sum(merges[-8:]) <= PAGES, merges
         for _ in range(200):
             engine.scan_once()
         assert engine.stats()["shared_pages"] == PAGES, "what is at rest is shared after all"
+        memory.check()
+
+
+def test_an_eager_engine_merges_it_all_the_same() -> None:
+    memory = Memory(PAGES)
+    with Engine(nothing_pinned=True, eager=True) as engine:
+        engine.register(memory.buffer)
+        assert rewrite(engine, memory, 24) == [PAGES] * 24
         memory.check()

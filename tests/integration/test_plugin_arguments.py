@@ -12,6 +12,7 @@ from tests.lib.vm import plugin_arguments, plugin_path, run_refused, running
     ("options", "message"),
     [
         ({"mode": "all"}, "mode=all is none of off, zero, content"),
+        ({"eager": "yes"}, "eager=yes is none of on, off"),
         ({"scan_rate": "fast"}, "scan-rate=fast is not a number from 0 to 18446744073709551615"),
         ({"scan_rate": "-1"}, "scan-rate=-1 is not a number from 0 to 18446744073709551615"),
         ({"cpu_limit": 101}, "cpu-limit=101 is not a number from 0 to 100"),

@@ -59,8 +59,8 @@ async def shares_on(vm: Vm) -> None:
 
 
 def sharing(broker: Broker, scan_rate: int = SCAN_RATE) -> list[str]:
-    """Return -plugin for a guest of that broker's."""
-    return plugin_arguments(socket=str(broker.socket_path()), scan_rate=scan_rate)
+    """Return -plugin for a guest of that broker's: what it writes all the time is merged all the time."""
+    return plugin_arguments(socket=str(broker.socket_path()), scan_rate=scan_rate, eager="on")
 
 
 @asynccontextmanager

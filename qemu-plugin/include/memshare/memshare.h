@@ -47,6 +47,10 @@ typedef struct MshConfig {
     bool (*nothing_pinned)(void *opaque);
     void *opaque;
 
+    /* Merges again at once what was written soon after it was merged: saves a little more of memory that is written all
+     * the time, for much more CPU. Otherwise such pages have to be left alone for up to half a minute. */
+    bool is_eager;
+
     uint64_t patience_ns; /* for callers that must not be stopped by an engine that does not get on; 0:
                              endless */
 } MshConfig;
