@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from memshare.clients.monitor import Monitor
-from memshare.clients.qmp import open_monitor
+from memshare.clients.qmp import open_monitor, server_of
 from memshare.errors import HostError, MemshareError
 
 GUEST_UID = 64055  # Debian's number for libvirt-qemu; it needs no entry in /etc/passwd
@@ -86,6 +86,7 @@ class Machine:
         self._folder = folder
         self._process = process
         self._monitor = asyncio.Lock()
+        self._has_listened = False
 
     @property
     def qmp_socket(self) -> Path:
@@ -128,10 +129,12 @@ class Machine:
     @asynccontextmanager
     async def _open_monitor(self) -> AsyncIterator[Monitor]:
         async with asyncio.timeout(self.answer_seconds):
-            while not self.qmp_socket.exists():
+            # Its file comes before it listens: a QEMU that loses the processor in between refuses.
+            while not self._has_listened and server_of(self.qmp_socket) is None:
                 if self._process.returncode is not None:
                     raise MemshareError(f"guest {self.name} ended: {self.last_words()}")
                 await asyncio.sleep(0.05)
+        self._has_listened = True
         async with open_monitor(self.qmp_socket, self.answer_seconds) as monitor:
             yield monitor
 
