@@ -494,14 +494,20 @@ static int visit_written(MshScan *scan, MshRegion *region, MshHarvest *harvest, 
     }
     if (result == 0)
         result = msh_track_protect(&scan->track, region, harvest);
+    at = 0;
     for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
         uint32_t first = harvest->written[i].first, end = harvest->written[i].end;
-        recall(&before, found, first, end, presence);
-        result = correct_presence(scan, region, first, end, presence);
-        for (uint32_t page = first; result == 0 && page < end; page++)
-            visit_page(scan, region, page, presence[page - first], manner_of(region, page), visit);
+        recall(&before, found, first, end, presence + at);
+        result = correct_presence(scan, region, first, end, presence + at);
+        at += end - first;
     }
-    return result;
+    if (result < 0)
+        return result; /* before any page is visited: of a visit that failed nobody gives slots back */
+    at = 0;
+    for (uint32_t i = 0; i < harvest->ranges; i++)
+        for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
+            visit_page(scan, region, page, presence[at++], manner_of(region, page), visit);
+    return 0;
 }
 
 /* Counts what was not looked at, and what was there at the last plain visit. */
