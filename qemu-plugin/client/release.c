@@ -188,7 +188,7 @@ static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uin
 
 void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
 {
-    enum { PAGES_AT_ONCE = 128 }; /* each may be a run of its own, and holds the memory for a fraction of a millisecond */
+    enum { PAGES_AT_ONCE = 512 }; /* a visit may be of a row of blocks, and the only one in its pass */
     uint32_t left = PAGES_AT_ONCE;
     for (uint32_t at = first; at < end && left > 0;) {
         uint32_t number = msh_region_block(region, at), due = 0;
