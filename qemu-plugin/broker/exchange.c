@@ -141,8 +141,8 @@ static void answer(MshSession *session, MshAnswer answer_given, uint32_t frame, 
             message.op = MSH_REPLY_MATCH;
             message.slot = slot.number;
         } else {
-            /* Never a grant that the client could not use; it may sight the page again later. */
-            msh_group_release(session->member, slot);
+            /* Never a grant that the client could not use. */
+            msh_group_withdraw(session->member, slot);
             message.op = MSH_REPLY_NEW;
         }
         break;

@@ -138,17 +138,20 @@ static void tell_knowers(MshGroup *group, uint32_t segment,
     }
 }
 
-/* Notes, and returns, whether so much of the store is dead that nothing new may come in until that is gone: where contents
- * die sooner than segments are emptied it would grow past all that it saves. Who was refused asks again afterwards. */
+/* Notes, and returns, whether so much of the store is dead, as a whole and beside what sharing saves, that nothing new may
+ * come in until that is gone: where contents die sooner than segments are emptied it would grow past all that it saves.
+ * Who was refused asks again afterwards. */
 static bool note_choke(MshGroup *group)
 {
     enum { CHOKED_SHARE = 4, RELIEVED_SHARE = 6, DEAD_MIN = 2048 };
     MshGrantsStats now;
     msh_grants_stats(group->grants, &now);
     uint64_t filled = now.slots_live + now.slots_dead;
+    uint64_t saved = now.grants - now.slots_live;
     bool was_choked = group->is_choked;
     uint64_t share = was_choked ? RELIEVED_SHARE : CHOKED_SHARE;
-    group->is_choked = now.slots_dead > DEAD_MIN && now.slots_dead * share > filled;
+    group->is_choked = now.slots_dead > DEAD_MIN && now.slots_dead * share > filled &&
+                       now.slots_dead * share > saved;
     group->relieved += was_choked && !group->is_choked;
     return group->is_choked;
 }
@@ -167,16 +170,22 @@ static void retire(void *opaque, uint32_t segment)
     tell_knowers(group, segment, group->events.retired);
 }
 
+static void note_crowd(MshGroup *group)
+{
+    group->is_crowded = msh_shelf_is_crowded(group->shelf, group->stats.releases);
+}
+
 static void empty(MshGroup *group, uint32_t segment)
 {
-    msh_shelf_empty(group->shelf, segment);
+    msh_shelf_empty(group->shelf, segment, group->stats.releases);
+    note_crowd(group);
     tell_knowers(group, segment, group->events.emptying);
 }
 
 /* Empties the segment if it is time: once, when a grant there has ended or its filling has. */
 static void consider(MshGroup *group, uint32_t segment)
 {
-    if (msh_shelf_wants_emptying(group->shelf, segment))
+    if (!group->is_crowded && msh_shelf_wants_emptying(group->shelf, segment))
         empty(group, segment);
 }
 
@@ -187,7 +196,8 @@ static void consider_all(MshGroup *group)
     if (group->stats.releases % RELEASES)
         return;
     note_choke(group);
-    uint32_t deadest = msh_shelf_deadest(group->shelf);
+    note_crowd(group);
+    uint32_t deadest = group->is_crowded ? MSH_SHELF_NONE : msh_shelf_deadest(group->shelf);
     if (deadest == MSH_SHELF_NONE)
         return;
     /* What could not move for want of room would only be matched no more. */
@@ -390,7 +400,7 @@ static void hint(MshGroup *group, MshSighter first, MshSlot slot)
     if (group->events.hint(group->events.opaque, member, first.frame, slot))
         return;
     msh_holder_give_back(member->holder, slot); /* never the last: the provider holds one */
-    member->hints_lost++;
+    member->untold++;
 }
 
 MshAnswer msh_group_provide(MshMember *member, uint64_t hash, MshFrame frame, const void *page,
@@ -435,12 +445,19 @@ int msh_group_release(MshMember *member, MshSlot slot)
         return r;
     }
     member->group->stats.releases++;
+    msh_shelf_note_release(member->group->shelf, msh_slot_segment(slot), member->group->stats.releases);
     if (r == MSH_E_GRANTS_LAST)
         retire(member->group, msh_slot_segment(slot));
     else
         consider(member->group, msh_slot_segment(slot));
     consider_all(member->group);
     return 0;
+}
+
+void msh_group_withdraw(MshMember *member, MshSlot slot)
+{
+    msh_group_release(member, slot);
+    member->untold++;
 }
 
 uint64_t msh_member_cost_bytes(const MshMember *member)
@@ -451,7 +468,7 @@ uint64_t msh_member_cost_bytes(const MshMember *member)
 uint32_t msh_member_missed(const MshMember *member)
 {
     const MshGroup *group = member->group;
-    return (uint32_t)msh_table_aged(group->table) + group->relieved + member->hints_lost;
+    return (uint32_t)msh_table_aged(group->table) + group->relieved + member->untold;
 }
 
 uint64_t msh_member_grants(const MshMember *member)

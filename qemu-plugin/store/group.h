@@ -105,13 +105,15 @@ MshAnswer msh_group_provide(MshMember *member, uint64_t hash, MshFrame frame, co
 
 /* One grant ends. -EINVAL: it held none on that slot (counted; nothing else happens). */
 int msh_group_release(MshMember *member, MshSlot slot);
+/* The same, of a MATCH that the member cannot be told: it should sight the page again. */
+void msh_group_withdraw(MshMember *member, MshSlot slot);
 
 /* The member's fair part of the store: each slot's page split among its grants, dead slots split in
  * the same proportion. Bytes. O(slots). */
 uint64_t msh_member_cost_bytes(const MshMember *member);
 uint64_t msh_member_grants(const MshMember *member);
-/* Changes when a sighting of this member may be forgotten, or a hint to it was not passed on: it should
- * sight its pages again. */
+/* Changes when a sighting of this member may be forgotten, or a match or hint was not passed on to it: it
+ * should sight its pages again. */
 uint32_t msh_member_missed(const MshMember *member);
 
 /* Segments are shown to a member once, before the first answer that names them is passed on. */

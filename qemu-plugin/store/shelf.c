@@ -14,6 +14,7 @@ enum {
     DEAD_SHARE = 10, /* at most one slot in so many */
     SEGMENT_SLOTS_MIN = 1024,
     STORE_SEGMENTS = 8,
+    MOVING_SHARE = 4, /* at most one slot in so many */
 };
 
 typedef struct Place {   /* of one number */
@@ -21,6 +22,7 @@ typedef struct Place {   /* of one number */
     uint32_t shown;      /* members that know the number */
     bool unswept;
     bool is_emptying; /* kept, and to have no new grants */
+    uint64_t emptied_at; /* when a grant there ended last, or its emptying began */
 } Place;
 
 struct MshShelf {
@@ -168,26 +170,46 @@ bool msh_shelf_wants_emptying(const MshShelf *shelf, uint32_t segment)
 
 uint32_t msh_shelf_deadest(const MshShelf *shelf)
 {
-    uint64_t filled = 0, dead = 0;
-    uint32_t deadest = MSH_SHELF_NONE, most = 0;
+    uint64_t filled = 0, dead = 0, dead_there = 0, filled_there = 1;
+    uint32_t deadest = MSH_SHELF_NONE;
     for (uint32_t i = 0; i < shelf->count; i++) {
         if (!shelf->places[i].segment || shelf->places[i].is_emptying)
             continue;
-        uint32_t here = msh_grants_filled(shelf->grants, i) - msh_grants_live(shelf->grants, i);
-        filled += msh_grants_filled(shelf->grants, i);
-        dead += here;
-        if (here > most && shelf->places[i].segment != shelf->filling) {
-            most = here;
+        uint64_t filled_here = msh_grants_filled(shelf->grants, i);
+        uint64_t dead_here = filled_here - msh_grants_live(shelf->grants, i);
+        filled += filled_here;
+        dead += dead_here;
+        if (dead_here * filled_there > dead_there * filled_here &&
+            shelf->places[i].segment != shelf->filling) {
+            dead_there = dead_here;
+            filled_there = filled_here;
             deadest = i;
         }
     }
     return DEAD_SHARE * dead > filled ? deadest : MSH_SHELF_NONE;
 }
 
-void msh_shelf_empty(MshShelf *shelf, uint32_t segment)
+bool msh_shelf_is_crowded(const MshShelf *shelf, uint64_t now)
+{
+    MshGrantsStats grants;
+    msh_grants_stats(shelf->grants, &grants);
+    uint64_t moving = 0, room = (grants.slots_live + grants.slots_dead) / MOVING_SHARE;
+    for (uint32_t i = 0; i < shelf->count; i++)
+        if (shelf->places[i].is_emptying && now - shelf->places[i].emptied_at <= grants.slots_live)
+            moving += msh_grants_filled(shelf->grants, i);
+    return moving > (room < SEGMENT_SLOTS_MIN ? SEGMENT_SLOTS_MIN : room);
+}
+
+void msh_shelf_note_release(MshShelf *shelf, uint32_t segment, uint64_t now)
+{
+    shelf->places[segment].emptied_at = now;
+}
+
+void msh_shelf_empty(MshShelf *shelf, uint32_t segment, uint64_t now)
 {
     assert(msh_shelf_keeps(shelf, segment) && shelf->places[segment].segment != shelf->filling);
     shelf->places[segment].is_emptying = true;
+    shelf->places[segment].emptied_at = now;
 }
 
 bool msh_shelf_is_emptying(const MshShelf *shelf, uint32_t segment)

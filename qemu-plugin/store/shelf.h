@@ -39,11 +39,18 @@ uint32_t msh_shelf_filling(const MshShelf *shelf);
 /* Whether a kept segment that is not being filled is mostly dead: less than half of its slots have
  * grants, but some do. True until it is emptying. */
 bool msh_shelf_wants_emptying(const MshShelf *shelf, uint32_t segment);
-/* Of the segments that are kept and not emptying, if more than a tenth of their slots is dead: the one that has
- * most of them, and is not being filled. Else MSH_SHELF_NONE. O(segments). */
+/* Of the segments that are kept and not emptying, if more than a tenth of their slots is dead: the one of which the largest
+ * part is, and that is not being filled. Else MSH_SHELF_NONE. O(segments). */
 uint32_t msh_shelf_deadest(const MshShelf *shelf);
+/* Whether so much of the store, more than a quarter, is in segments being emptied that no further one should be: until
+ * all that share a page have moved it is there twice, and where contents die soon, moving more than that makes dead slots
+ * faster than it gives them back. now counts grants that ended: a segment where none did while as many as there are live
+ * slots ended elsewhere waits for somebody who is stopped, and does not count. O(segments). */
+bool msh_shelf_is_crowded(const MshShelf *shelf, uint64_t now);
+/* A grant ended there. */
+void msh_shelf_note_release(MshShelf *shelf, uint32_t segment, uint64_t now);
 /* From now on it is emptying, until it is retired. */
-void msh_shelf_empty(MshShelf *shelf, uint32_t segment);
+void msh_shelf_empty(MshShelf *shelf, uint32_t segment, uint64_t now);
 bool msh_shelf_is_emptying(const MshShelf *shelf, uint32_t segment);
 /* Numbers in use are below. */
 uint32_t msh_shelf_numbers_end(const MshShelf *shelf);

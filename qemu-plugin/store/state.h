@@ -26,6 +26,7 @@ struct MshGroup {
 
     bool is_choked;    /* too much of the store is dead: nothing new comes in */
     uint32_t relieved; /* so often it was no more */
+    bool is_crowded;   /* so much has to move that nothing more is emptied */
 
     uint64_t frames; /* of all members */
     MshGroupStats stats; /* the counters; msh_group_stats adds the gauges */
@@ -36,7 +37,7 @@ struct MshMember {
     uint16_t id;
     void *opaque;
     MshHolder *holder;
-    uint32_t hints_lost;
+    uint32_t untold; /* matches and hints that it could not be told */
     uint64_t frames; /* it has sighted no frame from here on */
     bool is_closed;
     bool *shown; /* by segment number */

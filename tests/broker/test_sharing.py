@@ -5,6 +5,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 from collections import Counter
 
 import pytest
@@ -91,6 +92,30 @@ def test_unasked_bytes_are_not_stored(broker: Broker, control: Control) -> None:
         page = page_of(2)
         assert client.provide(client.hash(page), 1, page).op == ReplyOp.NEW
         assert control.group()["store_bytes"] == 0
+
+
+def test_a_match_that_cannot_be_told_is_given_back_and_asked_for_again(
+    broker: Broker, control: Control
+) -> None:
+    page = page_of(3)
+    with (
+        Client(broker.socket_path()).hello("first") as first,
+        Client(broker.socket_path()).hello("second") as second,
+        Client(broker.socket_path()).hello("third") as third,
+    ):
+        hash_ = first.hash(page)
+        first.sight(hash_, 1)
+        slot = second.share(page, 2).slot
+        missed = third.missed()
+        _, hard = resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE)
+        before = resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE, (0, hard))
+        assert third.sight(hash_, 3).op == ReplyOp.NEW, "there is no descriptor for its segment"
+        assert control.group()["grants"] == 2
+        assert third.missed() != missed, "its pages are to be sighted again"
+        resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE, before)
+        again = third.sight(hash_, 3)
+        assert (again.op, again.slot) == (ReplyOp.MATCH, slot)
+        assert third.read_slot(slot) == page
 
 
 def test_many_requests_in_one_batch_are_all_answered(broker: Broker) -> None:

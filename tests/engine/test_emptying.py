@@ -67,11 +67,11 @@ def two_memories(
         if kind == "broker":
             broker = stack.enter_context(Broker("--group", "default", "--allow-by-mode"))
             engines = [
-                stack.enter_context(Engine(broker.socket_path(), nothing_pinned=True))
+                stack.enter_context(Engine(broker.socket_path(), nothing_pinned=True, eager=True))
                 for _ in memories
             ]
         else:
-            engines = [stack.enter_context(Engine(nothing_pinned=True))]
+            engines = [stack.enter_context(Engine(nothing_pinned=True, eager=True))]
         # The broker has room for so many hints at a time.
         step = wire.RING_ENTRIES // 2
         for first in range(0, pages, step):
@@ -275,6 +275,32 @@ def test_a_client_that_does_not_know_of_it_is_not_told() -> None:
             assert one.retired == [slots[0] // SEGMENT_SLOTS]
 
 
+class Sharers:
+    """Two clients, the first of which has each content at ``frames`` frames."""
+
+    def __init__(self, one: Client, two: Client, frames: int = 1) -> None:
+        self.one, self.two, self.frames = one, two, frames
+
+    def share(self, number: int) -> int | None:
+        """Return the slot, or None where nobody is asked for the bytes."""
+        page = contents(number + 1)
+        hash_, frame = self.one.hash(page), number * self.frames
+        self.one.sight(hash_, frame)
+        if self.two.sight(hash_, number).op != ReplyOp.PROVIDE:
+            return None
+        slot = self.two.provide(hash_, number, page).slot
+        assert self.one.hint().slot == slot
+        for other in range(1, self.frames):
+            assert self.one.sight(hash_, frame + other).slot == slot
+        return slot
+
+    def release(self, slot: int | None) -> None:
+        assert slot is not None
+        for _ in range(self.frames):
+            self.one.release(slot)
+        self.two.release(slot)
+
+
 def test_a_store_that_is_largely_dead_takes_nothing_new_until_that_is_gone() -> None:
     """Where contents die sooner than segments are emptied it would grow past what it saves."""
     pages, group = 5 * FULL, 9
@@ -283,35 +309,35 @@ def test_a_store_that_is_largely_dead_takes_nothing_new_until_that_is_gone() -> 
         Client(broker.socket_path()).hello("one") as one,
         Client(broker.socket_path()).hello("two") as two,
     ):
-
-        def share(number: int) -> int | None:
-            """Return the slot, or None where nobody is asked for the bytes."""
-            page = contents(number + 1)
-            hash_ = one.hash(page)
-            one.sight(hash_, number)
-            if two.sight(hash_, number).op != ReplyOp.PROVIDE:
-                return None
-            slot = two.provide(hash_, number, page).slot
-            assert one.hint().slot == slot
-            return slot
-
-        def release(slot: int | None) -> None:
-            assert slot is not None
-            one.release(slot)
-            two.release(slot)
-
-        slots = [share(number) for number in range(pages)]
+        both = Sharers(one, two)
+        slots = [both.share(number) for number in range(pages)]
         for number in range(pages):
             if number % group < group // 2:  # no segment is mostly dead
-                release(slots[number])
+                both.release(slots[number])
         control = broker.control()
         refused = control.group()["refused_full"]
-        assert share(pages) is None
+        assert both.share(pages) is None
         assert control.group()["refused_full"] == refused + 1
         missed = one.missed()
         for number in range(pages):
             if number % group >= group // 2:
-                release(slots[number])
-        assert share(pages + 1) is not None
+                both.release(slots[number])
+        assert both.share(pages + 1) is not None
         control.close()
         assert one.missed() > missed, "and it is told to sight its pages anew"
+
+
+def test_a_store_that_is_largely_dead_takes_what_is_new_where_it_saves_far_more() -> None:
+    """What is dead is to be weighed against that, not only against what is live."""
+    pages, group = 5 * FULL, 9
+    with (
+        Broker("--group", "default", "--allow-by-mode") as broker,
+        Client(broker.socket_path()).hello("one") as one,
+        Client(broker.socket_path()).hello("two") as two,
+    ):
+        both = Sharers(one, two, frames=5)
+        slots = [both.share(number) for number in range(pages)]
+        for number in range(pages):
+            if number % group < group // 2:
+                both.release(slots[number])
+        assert both.share(pages) is not None

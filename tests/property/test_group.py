@@ -6,6 +6,7 @@ import resource
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 from core_binding import PAGE_BYTES, SEGMENT_SLOTS, ffi, lib
@@ -286,7 +287,10 @@ class Group(RuleBasedStateMachine):
         del dead[self.filling]
         if not dead:
             return set()
-        segment = min(dead, key=lambda segment: (-dead[segment], segment))
+        segment = min(
+            dead,
+            key=lambda segment: (-Fraction(dead[segment], len(self.kept_in(segment))), segment),
+        )
         live = sum(map(self.is_live, self.kept_in(segment)))
         has_room = not 0 < self.store_pages < len(self.contents) + live
         return {segment} if has_room else set()
