@@ -271,7 +271,7 @@ enum { TICKS = 1 << 13 };
 /* Rebuilding a page and merging it again takes the processor some hundred times as long as hashing it, and the guest waits
  * for a part of that: what is written again within seconds, as a page cache that is read through is, saves less than it
  * costs. */
-enum { SOON_TICKS = 6, LEVEL_STEP = 2, LEVEL_TICKS = 2, STABLE_TICKS = 2 };
+enum { SOON_TICKS = 6, LEVEL_STEP = 2, LEVEL_TICKS = 2, STABLE_TICKS = 1 };
 
 static unsigned level_of(const MshRegion *region, uint32_t page)
 {
@@ -313,16 +313,22 @@ void msh_region_note_write(MshRegion *region, uint32_t page)
     stamp(region, page, level_of(region, page));
 }
 
-bool msh_region_must_last(const MshRegion *region, uint32_t page, unsigned level)
+static uint32_t ticks_due(const MshRegion *region, uint32_t page, unsigned level)
 {
     unsigned own = level_of(region, page);
-    return ticks_since(region, page) < (own > level ? own : level) * LEVEL_TICKS;
+    return (own > level ? own : level) * LEVEL_TICKS;
 }
 
-bool msh_region_is_mendable(const MshRegion *region, uint32_t page)
+bool msh_region_must_last(const MshRegion *region, uint32_t page, unsigned level)
 {
+    return ticks_since(region, page) < ticks_due(region, page, level);
+}
+
+bool msh_region_is_mendable(const MshRegion *region, uint32_t page, unsigned level)
+{
+    uint32_t due = ticks_due(region, page, level);
     return region->state[page] == MSH_PAGE_BROKEN &&
-           ticks_since(region, page) >= STABLE_TICKS + level_of(region, page);
+           ticks_since(region, page) >= (due > STABLE_TICKS ? due : STABLE_TICKS);
 }
 
 void msh_region_become(MshRegion *region, uint32_t page, MshPageState to, uint32_t word,

@@ -110,8 +110,9 @@ void msh_region_note_write(MshRegion *region, uint32_t page);
 /* A PRIVATE page that was found stable: whether it has to be so for longer, as its own level has it or this one of the
  * engine's. */
 bool msh_region_must_last(const MshRegion *region, uint32_t page, unsigned level);
-/* Whether a page is BROKEN and was not seen to be written for long enough to be rebuilt. */
-bool msh_region_is_mendable(const MshRegion *region, uint32_t page);
+/* Whether a page is BROKEN and was not seen to be written for long enough to be rebuilt: not before it could be merged
+ * again, as it is written again where most of what merges breaks soon. */
+bool msh_region_is_mendable(const MshRegion *region, uint32_t page, unsigned level);
 
 /* Sets what a look at a PRIVATE page left, and counts it. */
 void msh_region_set_look(MshRegion *region, uint32_t page, uint8_t look, MshCounters *counters);

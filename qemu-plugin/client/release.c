@@ -146,8 +146,7 @@ static bool may_spend_mappings(const MshEngine *engine, uint32_t runs)
 
 static bool is_mendable(const MshEngine *engine, const MshRegion *region, uint32_t page)
 {
-    (void)engine;
-    return msh_region_is_mendable(region, page);
+    return msh_region_is_mendable(region, page, engine->scan.tenure.level);
 }
 
 /* A page of the store need not be in the page table to be there; where it carries a mark of tracking it reads as
@@ -197,7 +196,7 @@ void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint
         if (region->block[number].broken == 0)
             continue;
         for (; to < at && due < left; to++)
-            due += msh_region_is_mendable(region, to);
+            due += is_mendable(engine, region, to);
         if (due == 0 || !may_spend_mappings(engine, due) || !may_rebuild(engine))
             continue;
         mend_block(engine, region, from, to, is_mendable);

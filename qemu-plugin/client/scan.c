@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "scan.h"
 
-#include <string.h>
-
 #include "fingerprint.h"
 
 #define TICK_NS 2000000000ull
@@ -14,7 +12,6 @@ enum {
     RESTLESS_SHARE = 2,
     /* A huge page is split when at least one present page in so many can be saved. */
     SPLIT_SHARE = 4,
-    NEAR_PAGES = 16,  /* so many more in a scan of page tables cost less than another one */
     ROW_BLOCKS = 512, /* tracked blocks in one visit: 1 GiB */
     /* A calm block is visited every so many passes, in its turn with so many neighbours: most of what an idle
      * pass costs is the kernel's walk through page tables and mappings. */
@@ -39,6 +36,7 @@ MshSlot msh_scan_note_break(MshScan *scan, MshRegion *region, uint32_t page)
 {
     MshSlot slot = {region->word[page]};
     scan->tenure.soon += msh_region_note_break(region, page, scan->is_eager);
+    scan->tenure.lost += !scan->is_eager;
     msh_region_become(region, page, MSH_PAGE_BROKEN, slot.number, scan->counters);
     msh_count(&scan->counters->breaks, 1);
     return slot;
@@ -79,6 +77,7 @@ static void note_change(MshScan *scan, MshRegion *region, uint32_t page)
     unsigned level = msh_look_level(region->look[page]);
     level += level < MSH_LOOK_LEVEL_MAX && !msh_stretch_is_first_of_two(&scan->stretch);
     region->block[msh_region_block(region, page)].changed++;
+    scan->tenure.lost += (region->look[page] & MSH_LOOK_SIGHTED) && !scan->is_eager;
     msh_region_note_write(region, page);
     msh_count(&scan->counters->changed_pages, 1);
     msh_region_set_look(region, page, (uint8_t)(MSH_LOOK_AGAIN | level * MSH_LOOK_LEVEL),
@@ -259,35 +258,6 @@ static void visit_page(MshScan *scan, MshRegion *region, uint32_t page, uint8_t 
  * Section: blocks
  */
 
-static int find_presence(MshScan *scan, const MshRegion *region, uint32_t first, uint32_t end,
-                         uint8_t *ret_presence)
-{
-    bool any_mapped = false; /* elsewhere it does not matter which pages are a file's */
-    for (uint32_t page = first; page < end; page++)
-        any_mapped |= msh_region_is_mapped(region, page);
-    return msh_pagemap_scan(&scan->pagemap, msh_region_address(region, first), end - first,
-                            any_mapped, ret_presence);
-}
-
-/* Once more, after they were protected. What was touched between the first look and that would be told by nobody any
- * more, and never be looked at: so what is present now counts, and of all else what was seen before, for an absent page
- * reads as swapped by now. A page that was present and private is looked at again in any case. */
-static int correct_presence(MshScan *scan, const MshRegion *region, uint32_t first, uint32_t end,
-                            uint8_t *presence)
-{
-    uint8_t now[MSH_SCAN_BLOCK_PAGES];
-    bool is_sure = true;
-    for (uint32_t page = first; page < end; page++)
-        is_sure &= presence[page - first] == MSH_PRESENT && !msh_region_is_mapped(region, page);
-    if (is_sure)
-        return 0;
-    int result = find_presence(scan, region, first, end, now);
-    for (uint32_t i = 0; result == 0 && i < end - first; i++)
-        if (now[i] & MSH_PRESENT)
-            presence[i] = now[i];
-    return result;
-}
-
 /* Decides, at the end of a plain visit, whether the next one may begin to track the block. */
 static void judge(MshBlock *block)
 {
@@ -348,7 +318,7 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
         end = first + max_pages;
     end = visit_end(scan, region, end);
     uint8_t presence[MSH_SCAN_BLOCK_PAGES];
-    int result = find_presence(scan, region, first, end, presence);
+    int result = msh_presence_find(&scan->pagemap, region, first, end, presence);
     if (result < 0)
         return result;
     Manner manner = arm && is_trackable(presence, end - first) &&
@@ -356,7 +326,7 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
                         ? BEGIN
                         : LOOK;
     if (manner == BEGIN) {
-        result = correct_presence(scan, region, first, end, presence);
+        result = msh_presence_correct(&scan->pagemap, region, first, end, presence);
         if (result < 0) {
             msh_track_drop(&scan->track, region, first, end);
             return result;
@@ -430,35 +400,12 @@ static Manner manner_of(const MshRegion *region, uint32_t page)
 static int visit_again(MshScan *scan, MshRegion *region, MshHarvest *harvest, MshVisit *visit)
 {
     uint8_t presence[MSH_SCAN_BLOCK_PAGES];
-    bool was_written[MSH_SCAN_BLOCK_PAGES] = {false}, is_written[MSH_SCAN_BLOCK_PAGES] = {false};
-    uint32_t first = harvest->first;
-    int result = 0;
-    for (uint32_t i = 0; i < harvest->ranges; i++)
-        memset(was_written + (harvest->written[i].first - first), true,
-               harvest->written[i].end - harvest->written[i].first);
-    for (uint32_t page = first; page < harvest->end && result == 0;) {
-        uint32_t from = page, to = page;
-        for (; page < harvest->end && page - to <= NEAR_PAGES; page++)
-            if (was_written[page - first] || (region->look[page] & MSH_LOOK_AGAIN))
-                to = page + 1;
-        if (to > from)
-            result = find_presence(scan, region, from, to, presence + (from - first));
-    }
-    if (result == 0)
-        result = msh_track_protect(&scan->track, region, harvest);
-    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
-        uint32_t from = harvest->written[i].first, to = harvest->written[i].end;
-        for (uint32_t page = from; page < to; page++) {
-            is_written[page - first] = true;
-            if (!was_written[page - first])
-                presence[page - first] = 0; /* it was protected then, and an absent one would read as swapped */
-        }
-        result = correct_presence(scan, region, from, to, presence + (from - first));
-    }
+    bool is_written[MSH_SCAN_BLOCK_PAGES];
+    int result = msh_presence_take_block(&scan->track, region, harvest, presence, is_written);
     if (result < 0)
         return result;
-    for (uint32_t page = first; page < harvest->end; page++) {
-        uint32_t i = page - first;
+    for (uint32_t page = harvest->first; page < harvest->end; page++) {
+        uint32_t i = page - harvest->first;
         if (is_written[i])
             visit_page(scan, region, page, presence[i], manner_of(region, page), visit);
         else if (region->look[page] & MSH_LOOK_AGAIN)
@@ -467,43 +414,14 @@ static int visit_again(MshScan *scan, MshRegion *region, MshHarvest *harvest, Ms
     return 0;
 }
 
-/* Copies what was found out about pages [first, end), those of the harvest one after the other; 0 of others. */
-static void recall(const MshHarvest *harvest, const uint8_t *found, uint32_t first, uint32_t end,
-                   uint8_t *ret_presence)
-{
-    memset(ret_presence, 0, end - first);
-    for (uint32_t i = 0; i < harvest->ranges; i++) {
-        uint32_t from = harvest->written[i].first, to = harvest->written[i].end;
-        for (uint32_t page = from < first ? first : from; page < to && page < end; page++)
-            ret_presence[page - first] = found[page - from];
-        found += to - from;
-    }
-}
-
 /* In a row of blocks: what was written. */
 static int visit_written(MshScan *scan, MshRegion *region, MshHarvest *harvest, MshVisit *visit)
 {
-    uint8_t found[MSH_SCAN_BLOCK_PAGES], presence[MSH_SCAN_BLOCK_PAGES];
-    const MshHarvest before = *harvest;
-    uint32_t at = 0;
-    int result = 0;
-    for (uint32_t i = 0; result == 0 && i < before.ranges; i++) {
-        uint32_t first = before.written[i].first, end = before.written[i].end;
-        result = find_presence(scan, region, first, end, found + at);
-        at += end - first;
-    }
-    if (result == 0)
-        result = msh_track_protect(&scan->track, region, harvest);
-    at = 0;
-    for (uint32_t i = 0; result == 0 && i < harvest->ranges; i++) {
-        uint32_t first = harvest->written[i].first, end = harvest->written[i].end;
-        recall(&before, found, first, end, presence + at);
-        result = correct_presence(scan, region, first, end, presence + at);
-        at += end - first;
-    }
+    uint8_t presence[MSH_SCAN_BLOCK_PAGES];
+    int result = msh_presence_take(&scan->track, region, harvest, presence);
     if (result < 0)
         return result; /* before any page is visited: of a visit that failed nobody gives slots back */
-    at = 0;
+    uint32_t at = 0;
     for (uint32_t i = 0; i < harvest->ranges; i++)
         for (uint32_t page = harvest->written[i].first; page < harvest->written[i].end; page++)
             visit_page(scan, region, page, presence[at++], manner_of(region, page), visit);
@@ -558,7 +476,9 @@ static void note_turn(MshScan *scan)
         return;
     scan->tick++;
     scan->tick_ns = scan->now_ns;
-    msh_tenure_tick(&scan->tenure, msh_read(&scan->counters->merged_pages));
+    const MshCounters *counters = scan->counters;
+    msh_tenure_tick(&scan->tenure, msh_read(&counters->merged_pages),
+                    msh_read(&counters->shared_pages) + msh_read(&counters->unique_pages));
 }
 
 void msh_scan_restart(MshScan *scan)

@@ -2,9 +2,10 @@
 /*
  * The walk over registered memory: which pages are worth a question. A page is sighted once it held
  * the same bytes at two looks (judged by its fingerprint), so that what changes all the time is left
- * alone, the second soon after the first (stretch.h); one that keeps changing is looked at less and less often. Where the kernel tells which pages were
- * written (track.h) the others are not looked at. Never touches an absent page (I9). Notices what
- * guests did to pages since: broke a mapping, touched a hole.
+ * alone, the second soon after the first (stretch.h); one that keeps changing is looked at less and
+ * less often. Where the kernel tells which pages were written (track.h) the others are not looked at.
+ * Never touches an absent page (I9). Notices what guests did to pages since: broke a mapping, touched
+ * a hole.
  *
  * Threads: under the work lock and the memory lock.
  */
@@ -14,13 +15,10 @@
 #include "counters.h"
 #include "exchange.h"
 #include "memory.h"
-#include "pagemap.h"
+#include "presence.h"
 #include "runs.h"
 #include "stretch.h"
 #include "tenure.h"
-#include "track.h"
-
-enum { MSH_SCAN_BLOCK_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES };
 
 typedef struct MshScan {
     MshPagemap pagemap;

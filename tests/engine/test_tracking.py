@@ -133,7 +133,7 @@ def test_what_is_touched_while_its_block_comes_to_be_tracked_is_shared() -> None
     for _ in range(rounds):
         memory = Memory(pages)
         memory.expected[:] = data
-        with Engine(nothing_pinned=True) as engine:
+        with Engine(nothing_pinned=True, eager=True) as engine:
             engine.register(memory.buffer)
             address = memory.address
             write_while_passing(engine, lambda: ctypes.memmove(address, data, len(data)))  # noqa: B023
@@ -147,7 +147,7 @@ def test_what_is_written_while_others_are_protected_is_shared() -> None:
     common = contents(1)
     for _ in range(rounds):
         memory = Memory(pages).fill(lambda page: 2 + page)
-        with Engine(nothing_pinned=True) as engine:
+        with Engine(nothing_pinned=True, eager=True) as engine:
             engine.register(memory.buffer)
             assert converge(engine)["tracked_pages"] == pages
 

@@ -4,12 +4,14 @@
 #include "region.h"
 #include "tenure.h"
 
+enum { STABLE = 100000 };
+
 /* A tick in which so many pages were merged and so many of those before broke soon. */
 static void tick(MshTenure *tenure, uint64_t *merged, uint32_t merges, uint32_t soon)
 {
     *merged += merges;
     tenure->soon = soon;
-    msh_tenure_tick(tenure, *merged);
+    msh_tenure_tick(tenure, *merged, STABLE);
 }
 
 static void test_what_stays_is_merged_at_once(void **state)
@@ -63,6 +65,37 @@ static void test_merges_of_a_while_ago_count(void **state)
     assert_int_equal(tenure.level, 0);
 }
 
+/* A tick without merges, in which so many of the stable pages were written. */
+static void lose(MshTenure *tenure, uint32_t pages)
+{
+    tenure->lost = pages;
+    msh_tenure_tick(tenure, 0, STABLE);
+}
+
+static void test_where_stable_pages_are_written_again_within_seconds_more_is_asked_before_any_merge_breaks(
+    void **state)
+{
+    (void)state;
+    MshTenure tenure = {0};
+    unsigned ticks = 0;
+    for (; tenure.level < MSH_REGION_LEVEL_MAX && ticks < 100; ticks++)
+        lose(&tenure, STABLE / 10);
+    assert_in_range(ticks, 1, MSH_REGION_LEVEL_MAX);
+    for (ticks = 0; tenure.level > 0 && ticks < 100; ticks++)
+        lose(&tenure, STABLE / 100);
+    assert_in_range(ticks, 2 * MSH_REGION_LEVEL_MAX, 99);
+}
+
+static void test_stable_pages_that_live_for_minutes_hold_nothing_back(void **state)
+{
+    (void)state;
+    MshTenure tenure = {0};
+    for (unsigned i = 0; i < 100; i++) {
+        lose(&tenure, STABLE / 40);
+        assert_int_equal(tenure.level, 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -70,6 +103,9 @@ int main(void)
         cmocka_unit_test(test_a_few_breaks_hold_nothing_back),
         cmocka_unit_test(test_where_all_breaks_soon_more_is_asked_of_pages_until_that_is_over),
         cmocka_unit_test(test_merges_of_a_while_ago_count),
+        cmocka_unit_test(
+            test_where_stable_pages_are_written_again_within_seconds_more_is_asked_before_any_merge_breaks),
+        cmocka_unit_test(test_stable_pages_that_live_for_minutes_hold_nothing_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
