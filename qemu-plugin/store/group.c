@@ -189,12 +189,9 @@ static void consider(MshGroup *group, uint32_t segment)
         empty(group, segment);
 }
 
-/* Dead slots of the store as a whole, at times: all its segments are gone through for it. */
+/* Dead slots of the store as a whole: all its segments are gone through for it. */
 static void consider_all(MshGroup *group)
 {
-    enum { RELEASES = 16 };
-    if (group->stats.releases % RELEASES)
-        return;
     note_choke(group);
     note_crowd(group);
     uint32_t deadest = group->is_crowded ? MSH_SHELF_NONE : msh_shelf_deadest(group->shelf);
@@ -439,6 +436,7 @@ MshAnswer msh_group_provide(MshMember *member, uint64_t hash, MshFrame frame, co
 
 int msh_group_release(MshMember *member, MshSlot slot)
 {
+    enum { RELEASES = 16 };
     int r = msh_holder_give_back(member->holder, slot);
     if (r < 0) {
         member->group->stats.bad_releases++;
@@ -450,7 +448,9 @@ int msh_group_release(MshMember *member, MshSlot slot)
         retire(member->group, msh_slot_segment(slot));
     else
         consider(member->group, msh_slot_segment(slot));
-    consider_all(member->group);
+    /* A segment that is gone makes room for others to be emptied, and may be the last thing that happens for long. */
+    if (r == MSH_E_GRANTS_LAST || member->group->stats.releases % RELEASES == 0)
+        consider_all(member->group);
     return 0;
 }
 

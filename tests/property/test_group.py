@@ -225,10 +225,10 @@ class Group(RuleBasedStateMachine):
         if result == 0:
             member.held[slot] -= 1
             self.releases += 1
-        self.retire_what_is_empty({slot // SEGMENT_SLOTS})
-        self.empty_what_is_mostly_dead(
-            {slot // SEGMENT_SLOTS}, all_too=result == 0 and self.releases % 16 == 0
-        )
+        segment = slot // SEGMENT_SLOTS
+        self.retire_what_is_empty({segment})
+        is_time = self.releases % 16 == 0 or not self.kept_in(segment)
+        self.empty_what_is_mostly_dead({segment}, all_too=result == 0 and is_time)
 
     @rule(seat=seats)
     def leave_and_join(self, seat: int) -> None:
