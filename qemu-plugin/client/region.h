@@ -28,6 +28,7 @@ enum {
     MSH_LOOK_WORTH = 4,   /* zero, or equal to a slot when last asked about, but not worth splitting its
                              huge page for */
     MSH_LOOK_MOVING = 8,  /* SHARED, in a view that leaves: asked about */
+    MSH_LOOK_HELD = 8,    /* PRIVATE: stable, but not for long enough to be asked about */
     MSH_LOOK_LEVEL = 16,  /* one step of the level: a page that keeps changing, or breaking, is looked at every
                              2^level passes, and so has to be stable for so long */
     MSH_LOOK_LEVEL_MAX = 6,

@@ -77,7 +77,7 @@ static void note_change(MshScan *scan, MshRegion *region, uint32_t page)
     unsigned level = msh_look_level(region->look[page]);
     level += level < MSH_LOOK_LEVEL_MAX && !msh_stretch_is_first_of_two(&scan->stretch);
     region->block[msh_region_block(region, page)].changed++;
-    scan->tenure.lost += (region->look[page] & MSH_LOOK_SIGHTED) && !scan->is_eager;
+    scan->tenure.lost += (region->look[page] & (MSH_LOOK_SIGHTED | MSH_LOOK_HELD)) && !scan->is_eager;
     msh_region_note_write(region, page);
     msh_count(&scan->counters->changed_pages, 1);
     msh_region_set_look(region, page, (uint8_t)(MSH_LOOK_AGAIN | level * MSH_LOOK_LEVEL),
@@ -115,7 +115,8 @@ static void propose(MshScan *scan, MshRegion *region, uint32_t page, uint64_t fi
     if (is_worth && must_stay(block))
         return; /* the answer is known, and would be turned down */
     if (msh_region_must_last(region, page, scan->tenure.level)) {
-        msh_region_set_look(region, page, region->look[page] | MSH_LOOK_AGAIN, scan->counters);
+        msh_region_set_look(region, page, region->look[page] | MSH_LOOK_AGAIN | MSH_LOOK_HELD, scan->counters);
+        scan->held++;
         return;
     }
     block->proposed += is_worth;
@@ -478,13 +479,15 @@ static void note_turn(MshScan *scan)
     scan->tick_ns = scan->now_ns;
     const MshCounters *counters = scan->counters;
     msh_tenure_tick(&scan->tenure, msh_read(&counters->merged_pages),
-                    msh_read(&counters->shared_pages) + msh_read(&counters->unique_pages));
+                    msh_read(&counters->shared_pages) + msh_read(&counters->unique_pages) + scan->held_before);
 }
 
 void msh_scan_restart(MshScan *scan)
 {
     scan->cursor_frame = 0;
     scan->present = 0;
+    scan->held_before = scan->held;
+    scan->held = 0;
     scan->pass++;
     note_turn(scan);
     msh_stretch_restart(&scan->stretch, scan->now_ns);

@@ -37,6 +37,8 @@ typedef struct MshScan {
     MshStretch stretch;
     uint64_t now_ns;       /* 0: nobody walks in time, and every pass counts as quick */
     uint64_t present;      /* in this pass so far */
+    uint64_t held;         /* the same, of pages that are stable, but not for long enough */
+    uint64_t held_before;  /* in the whole of the last one */
     MshCounters *counters;
 } MshScan;
 

@@ -61,8 +61,10 @@ static void test_merges_of_a_while_ago_count(void **state)
     MshTenure tenure = {0};
     uint64_t merged = 0;
     tick(&tenure, &merged, 100000, 0);
-    tick(&tenure, &merged, 0, 1000);
-    assert_int_equal(tenure.level, 0);
+    for (unsigned i = 0; i < 6; i++) {
+        tick(&tenure, &merged, 0, 5000);
+        assert_int_equal(tenure.level, 0);
+    }
 }
 
 /* A tick without merges, in which so many of the stable pages were written. */
@@ -80,10 +82,11 @@ static void test_where_stable_pages_are_written_again_within_seconds_more_is_ask
     unsigned ticks = 0;
     for (; tenure.level < MSH_REGION_LEVEL_MAX && ticks < 100; ticks++)
         lose(&tenure, STABLE / 10);
-    assert_in_range(ticks, 1, MSH_REGION_LEVEL_MAX);
+    assert_in_range(ticks, 1, 2);
+    /* It is over as soon as that is: when a guest has booted, say. */
     for (ticks = 0; tenure.level > 0 && ticks < 100; ticks++)
         lose(&tenure, STABLE / 100);
-    assert_in_range(ticks, 2 * MSH_REGION_LEVEL_MAX, 99);
+    assert_in_range(ticks, 1, 4);
 }
 
 static void test_stable_pages_that_live_for_minutes_hold_nothing_back(void **state)
