@@ -95,7 +95,7 @@ def test_plans_that_come_with_memshare(path: Path) -> None:
 
 
 def test_there_are_all_that_the_documents_name() -> None:
-    names = "quick converge floor ladder slowdown windows-like engines same-media wine"
+    names = "quick converge floor ladder slowdown windows-like engines same-media wine page-cache"
     assert set(names.split()) <= {path.stem for path in plans.shipped()}
 
 
