@@ -71,7 +71,8 @@ def race_for(
         faults.linger(point, LINGER_NS)
     faults.sabotage(*sabotage)
     pins = kind == "pinned"
-    engine = Engine(nothing_pinned=not pins)
+    # Eager: what is written again at once is to merge all the same.
+    engine = Engine(nothing_pinned=not pins, eager=True)
     engine.register(memory.buffer)
     torture = Torture(memory.address, PAGES, writers=8, burst=20, pins=pins)
     give_up = time.monotonic() + deadline_seconds
