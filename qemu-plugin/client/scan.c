@@ -36,7 +36,7 @@ MshSlot msh_scan_note_break(MshScan *scan, MshRegion *region, uint32_t page)
 {
     MshSlot slot = {region->word[page]};
     scan->tenure.soon += msh_region_note_break(region, page, scan->is_eager);
-    scan->tenure.lost += !scan->is_eager;
+    scan->tenure.lost++;
     msh_region_become(region, page, MSH_PAGE_BROKEN, slot.number, scan->counters);
     msh_count(&scan->counters->breaks, 1);
     return slot;
@@ -77,7 +77,7 @@ static void note_change(MshScan *scan, MshRegion *region, uint32_t page)
     unsigned level = msh_look_level(region->look[page]);
     level += level < MSH_LOOK_LEVEL_MAX && !msh_stretch_is_first_of_two(&scan->stretch);
     region->block[msh_region_block(region, page)].changed++;
-    scan->tenure.lost += (region->look[page] & (MSH_LOOK_SIGHTED | MSH_LOOK_HELD)) && !scan->is_eager;
+    scan->tenure.lost += (region->look[page] & (MSH_LOOK_SIGHTED | MSH_LOOK_HELD)) != 0;
     msh_region_note_write(region, page);
     msh_count(&scan->counters->changed_pages, 1);
     msh_region_set_look(region, page, (uint8_t)(MSH_LOOK_AGAIN | level * MSH_LOOK_LEVEL),
@@ -477,6 +477,8 @@ static void note_turn(MshScan *scan)
         return;
     scan->tick++;
     scan->tick_ns = scan->now_ns;
+    if (scan->is_eager)
+        return;
     const MshCounters *counters = scan->counters;
     msh_tenure_tick(&scan->tenure, msh_read(&counters->merged_pages),
                     msh_read(&counters->shared_pages) + msh_read(&counters->unique_pages) + scan->held_before);
