@@ -55,7 +55,10 @@ namespace Memshare
                     throw new Failure(name + " runs already");
                 Thread.Sleep(1);
             }
-            File.WriteAllText(PathOf(name + ".pid"), Process.GetCurrentProcess().Id.ToString());
+            // Whole or not there: who reads half a number ends another process.
+            File.WriteAllText(PathOf(name + ".new"), Process.GetCurrentProcess().Id.ToString());
+            File.Delete(PathOf(name + ".pid"));
+            File.Move(PathOf(name + ".new"), PathOf(name + ".pid"));
         }
 
         public static void End(string name)
@@ -76,10 +79,11 @@ namespace Memshare
             }
         }
 
-        /// Starts a program of this folder, and waits until it holds its lock.
+        /// Starts a program of this folder, and waits until it holds its lock and has written its number.
         public static void Start(string name, string program, params string[] arguments)
         {
             End(name);
+            File.Delete(PathOf(name + ".pid")); // of one that has ended: the number may be another process's by now
             string folder = Path.GetDirectoryName(Assembly.GetExecutingAssembly().Location);
             string line = "\"" + Path.Combine(folder, program + ".exe") + "\" " + string.Join(" ", arguments);
             if (IsWindows)
@@ -91,7 +95,7 @@ namespace Memshare
                     RedirectStandardOutput = true,
                     RedirectStandardError = true,
                 });
-            for (Stopwatch waited = Stopwatch.StartNew(); !Runs(name); Thread.Sleep(PollMs))
+            for (Stopwatch waited = Stopwatch.StartNew(); !File.Exists(PathOf(name + ".pid")); Thread.Sleep(PollMs))
                 if (waited.ElapsedMilliseconds > StartMs)
                     throw new Failure(name + " did not start");
         }
