@@ -63,6 +63,19 @@ async def shared_pages(monitors: Path) -> int:
     return sum(domain.stats.shared_pages for domain in domains if domain.stats)
 
 
+async def used_at_rest(cgroup: MemoryCgroup) -> int:
+    """Return what is used once it falls no more: engines free what they have replaced a little later."""
+    used = [read_cgroup(cgroup.path).used_bytes]
+
+    async def fallen() -> int:
+        await asyncio.sleep(1.0)  # what it may fall in
+        used.append(read_cgroup(cgroup.path).used_bytes)
+        return used[-2] - used[-1]
+
+    await until(fallen, lambda bytes_: bytes_ < MIB // 4)
+    return used[-1]
+
+
 @asynccontextmanager
 async def fleet(monitors: Path, broker: Broker) -> AsyncIterator[Fleet]:
     """Start guests, wait until they share, and bound their memory."""
@@ -92,8 +105,7 @@ async def fleet(monitors: Path, broker: Broker) -> AsyncIterator[Fleet]:
             assert await guest.stdout.readline() == b"ready\n"
         everything = len(GUESTS) * SHARED_MIB * MIB // 4096
         await until(lambda: shared_pages(monitors), lambda shared: shared == everything)
-        used = read_cgroup(cgroup.path).used_bytes
-        cgroup.limit(used + SPARE_BYTES)
+        cgroup.limit(await used_at_rest(cgroup) + SPARE_BYTES)
         yield Fleet(guests, cgroup)
 
 
