@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * When the scan thread may go on: the guest's scan rate, its CPU limit, and the rest after passes that found
- * nothing. Only the scan thread calls this.
+ * next to nothing. Only the scan thread calls this.
  */
 #ifndef MSH_PACING_H
 #define MSH_PACING_H
@@ -13,8 +13,9 @@ typedef struct MshPacing {
     MshPace pages, cpu;
     uint64_t rate, cpu_rate, cpu_spent_ns;
     bool is_limited;  /* cpu_spent_ns is kept */
-    bool is_fruitful; /* this pass has found something to merge */
-    uint64_t idle_ns; /* rest after a pass that found nothing */
+    uint64_t found;   /* pages to merge, in this pass */
+    uint64_t idle_ns; /* rest after a pass that found next to nothing */
+    uint64_t rest_until_ns; /* hints and windows that end wake the thread, and no pass is to begin for that */
 } MshPacing;
 
 void msh_pacing_init(MshPacing *pacing, uint64_t now_ns);
@@ -26,7 +27,7 @@ uint32_t msh_pacing_pages(MshPacing *pacing, uint64_t now_ns);
 /* A page that was looked at costs one, MSH_SKIPPED_PER_SCANNED that were passed over cost one together. */
 void msh_pacing_pay(MshPacing *pacing, const MshVisit *visit, uint64_t now_ns);
 
-/* At the end of a pass: how long to rest before the next. */
-uint64_t msh_pacing_rest_ns(MshPacing *pacing);
+/* At the end of a pass over so much memory: how long to rest before the next. */
+uint64_t msh_pacing_rest_ns(MshPacing *pacing, uint64_t ram_bytes, uint64_t now_ns);
 
 #endif

@@ -332,15 +332,16 @@ static uint64_t step(MshEngine *engine, MshPacing *pacing)
         return 0;
     }
     engine->scan.now_ns = now_ns;
+    size_t found_before = engine->pending.count;
     if (scan_block(engine, msh_pacing_pages(pacing, now_ns)) < 0)
         return SECOND_NS;
     msh_pacing_pay(pacing, &engine->visit, now_ns);
-    pacing->is_fruitful |= engine->pending.count > 0;
+    pacing->found += engine->pending.count - found_before;
     hand_over_if_asked(engine);
     if (!engine->visit.is_pass_end)
         return 0;
     end_pass(engine);
-    return engine->moving.is_walking ? 0 : msh_pacing_rest_ns(pacing);
+    return engine->moving.is_walking ? 0 : msh_pacing_rest_ns(pacing, msh_read(&engine->counters.ram_bytes), msh_engine_now_ns());
 }
 
 static void *scan_main(void *opaque)
