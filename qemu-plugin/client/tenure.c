@@ -5,13 +5,13 @@
 
 #define BREAKS_FADING 0.9
 #define LOSSES_FADING 0.5
-/* Pages, in some ticks: no reason to hold anything back. What is merged, breaks and is rebuilt takes some 65 us. */
+/* Pages, in some ticks: no reason to hold anything back. What is merged, breaks and is rebuilt takes some 30 us. */
 #define FEW_LOSSES 2048.0
 
 enum {
     FEW_BREAKS = 32, /* pages, in one tick: the same */
     CALM_TICKS = 4,
-    BRIEF_TICKS = 24, /* pages that are stable for less than that, on average, are not worth their merges */
+    BRIEF_TICKS = 12, /* pages that are stable for less than that, on average, are not worth their merges */
     LASTING_TICKS = 2 * BRIEF_TICKS,
 };
 
