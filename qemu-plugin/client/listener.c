@@ -50,7 +50,7 @@ static int prepare(MshEngine *engine, int device_fd)
     if (result == 0) {
         msh_track_init(&engine->scan.track, &engine->window.uffd, &engine->scan.pagemap,
                        &engine->counters);
-        result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->scan.pagemap, &engine->views,
+        result = msh_rebuild_init(&engine->rebuild, device_fd, &engine->scan.track, &engine->views,
                                   &engine->counters, &error);
         engine->has_rebuild = result == 0;
     }

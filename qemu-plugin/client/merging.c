@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "handover.h"
+#include "twin.h"
 #include "worker.h"
 
 /* Windows that are open for so long together are followed by a rest as long: they start on a fresh time slice,
@@ -71,7 +72,6 @@ static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, siz
     bool is_affordable = msh_read(&engine->counters.mappings) + 2 * (uint64_t)pages <=
                          msh_read(&engine->counters.mappings_limit); /* I11 */
     uint32_t before = msh_region_boundaries(region, page, page + pages);
-    msh_track_lift(&engine->scan.track, region, page, page + pages);
     if (is_affordable && msh_rebuild_works(&engine->rebuild))
         msh_rehome_run(&engine->rebuild, &engine->scan.pagemap, region, page, pages, first, done, old);
     for (uint32_t i = 0; i < pages; i++) {
@@ -88,11 +88,34 @@ static size_t rehome_some(MshEngine *engine, const MshCandidate *candidates, siz
         atomic_fetch_add(&msh_views_of(&engine->views, slot)->mapped_pages, 1);
         msh_region_become(region, page + i, MSH_PAGE_SHARED, slot.number, &engine->counters);
     }
-    msh_track_resume(&engine->scan.track, region, page, page + pages);
     uint32_t after = msh_region_boundaries(region, page, page + pages);
     msh_count(&engine->counters.mappings, (uint64_t)after - before);
     msh_count(&engine->counters.own_mappings, (uint64_t)after - before);
     return pages;
+}
+
+static bool has_content_for(const MshRegion *region, const MshCandidate *candidates, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (candidates[i].slot != MSH_SLOT_ZERO && candidates[i].frame - region->first_frame < region->pages)
+            return true;
+    return false;
+}
+
+/* The way back has to be there before pages of a region are mapped; without it they are broken in place, in the end. */
+static void prepare_regions(MshEngine *engine, const MshCandidate *candidates, size_t count)
+{
+    enum { MAPPINGS = 8 };
+    for (size_t i = 0; i < engine->memory.count && msh_rebuild_works(&engine->rebuild); i++) {
+        MshRegion *region = engine->memory.region[i];
+        bool is_due = !region->twin && region->is_whole && !region->is_leaving && region->twin_tick != engine->scan.tick + 1;
+        if (!is_due || !has_content_for(region, candidates, count) ||
+            msh_read(&engine->counters.mappings) + MAPPINGS > msh_read(&engine->counters.mappings_limit)) /* I11 */
+            continue;
+        region->twin_tick = engine->scan.tick + 1; /* 0: never */
+        (void)msh_rebuild_prepare(&engine->rebuild, region);
+        engine->window.flushes += MSH_TWIN_FLUSHES;
+    }
 }
 
 /* Merges as many of the candidates as one window takes; the rest stays for the next. Memory lock. */
@@ -109,6 +132,7 @@ static size_t merge_some(MshEngine *engine, const MshCandidate *candidates, size
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
+        prepare_regions(engine, candidates, count);
         done = rehome_some(engine, candidates, count, returned, &returned_count);
         if (done == 0)
             done = msh_window_merge(&engine->window, candidates, count, returned, &returned_count);

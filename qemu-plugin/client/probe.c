@@ -13,7 +13,7 @@ bool msh_probe_release_is_sound(const char *release)
         return false;
     if (major != 6)
         return major > 6;
-    return minor >= 16 || (minor == 12 && patch >= 37);
+    return minor >= 18 || (minor == 12 && patch >= 37);
 }
 
 static int read_number(const char *path, int fallback)
@@ -33,7 +33,7 @@ int msh_probe_host(MshError *error)
     struct utsname host;
     if (uname(&host) < 0 || !msh_probe_release_is_sound(host.release))
         return msh_error_set(error, -ENOSYS,
-                             "Linux %s moves pages unsafely or not at all: 6.12.37 or 6.16 is needed",
+                             "Linux %s moves pages unsafely or not at all: 6.12.37 or 6.18 is needed",
                              host.release);
     /* In this mode the kernel charges NORESERVE mappings too, and never returns the charge of one that
      * was cut from a template. */

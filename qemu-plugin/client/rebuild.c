@@ -2,194 +2,193 @@
 #include "rebuild.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "fingerprint.h"
+#include "twin.h"
 
-#define MODES (MSH_UFFD_MISSING_PAGES | MSH_UFFD_WRITES)
+/* Neighbours among the pages asked for: one piece of plain memory. */
+typedef struct Run {
+    uint32_t first, count;
+} Run;
 
-/* The run, and the plain page on each side that the new memory is to join. */
-typedef struct Site {
+typedef struct Batch {
     MshRegion *region;
-    uint32_t page, pages;
-    uint8_t *home;
-    size_t length_bytes;
-    uint8_t *wide; /* with the neighbours */
-    size_t wide_bytes;
+    const uint32_t *page;
+    uint32_t pages;
+    uint32_t runs;
+    uint32_t placed; /* runs, so far */
+    Run run[MSH_REBUILD_RUNS];
+    uint8_t *cast; /* from the first page to the last, with what lies between; NULL: none */
     bool is_zero[MSH_REBUILD_PAGES];
-} Site;
+} Batch;
 
-static void *event_main(void *opaque)
+int msh_rebuild_init(MshRebuild *rebuild, int device_fd, MshTrack *track, const MshViews *views, MshCounters *counters,
+                     MshError *error)
 {
-    MshRebuild *rebuild = opaque;
-    struct pollfd waits[2] = {{.fd = rebuild->uffd.fd, .events = POLLIN},
-                              {.fd = rebuild->stop_fd, .events = POLLIN}};
-    pthread_setname_np(pthread_self(), "memshare-events");
-    while (!(waits[1].revents & POLLIN)) {
-        poll(waits, 2, -1);
-        if (waits[0].revents & POLLIN)
-            msh_uffd_discard_events(&rebuild->uffd);
-    }
-    return NULL;
-}
-
-int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshPagemap *pagemap,
-                     const MshViews *views, MshCounters *counters, MshError *error)
-{
-    rebuild->uffd.fd = -1;
-    rebuild->pagemap = pagemap;
+    rebuild->track = track;
     rebuild->views = views;
     rebuild->counters = counters;
+    if (!msh_twin_works())
+        return msh_error_set(error, -ENOSYS, "this kernel does not join memory that mremap moves with what is around it");
     int result = msh_uffd_open(&rebuild->uffd, device_fd, MSH_UFFD_FOR_REBUILD, error);
-    if (result < 0)
-        return result;
-    rebuild->copies = mmap(NULL, msh_pages_to_bytes(MSH_REBUILD_PAGES), PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    rebuild->stop_fd = eventfd(0, EFD_CLOEXEC);
-    if (rebuild->copies == MAP_FAILED || rebuild->stop_fd < 0) {
-        result = -errno;
-    } else {
-        madvise(rebuild->copies, msh_pages_to_bytes(MSH_REBUILD_PAGES), MADV_DONTFORK);
-        madvise(rebuild->copies, msh_pages_to_bytes(MSH_REBUILD_PAGES), MADV_NOHUGEPAGE);
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        result = -pthread_create(&rebuild->event_thread, NULL, event_main, rebuild);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-    }
-    if (result == 0) {
+    if (result == 0)
         atomic_store(&rebuild->is_working, true);
-        return 0;
-    }
-    if (rebuild->copies != MAP_FAILED)
-        munmap(rebuild->copies, msh_pages_to_bytes(MSH_REBUILD_PAGES));
-    if (rebuild->stop_fd >= 0)
-        close(rebuild->stop_fd);
-    msh_uffd_close(&rebuild->uffd);
-    return msh_error_set(error, result, "no means to rebuild memory: %s", strerror(-result));
+    return result;
 }
 
 /* Closing the descriptor unregisters everything and wakes everybody; no more is rebuilt. */
-static void stop(MshRebuild *rebuild)
-{
-    if (!atomic_exchange(&rebuild->is_working, false))
-        return;
-    (void)eventfd_write(rebuild->stop_fd, 1);
-    pthread_join(rebuild->event_thread, NULL);
-    msh_uffd_close(&rebuild->uffd);
-}
-
 void msh_rebuild_fini(MshRebuild *rebuild)
 {
-    stop(rebuild);
-    munmap(rebuild->copies, msh_pages_to_bytes(MSH_REBUILD_PAGES));
-    close(rebuild->stop_fd);
+    if (atomic_exchange(&rebuild->is_working, false))
+        msh_uffd_close(&rebuild->uffd);
 }
 
-void msh_rebuild_close_range(MshRebuild *rebuild, void *start, size_t length_bytes)
+static void *range_of(const MshRegion *region, uint32_t first, uint32_t end, size_t *ret_length_bytes)
 {
+    *ret_length_bytes = msh_pages_to_bytes(end - first);
+    return msh_region_address(region, first);
+}
+
+int msh_rebuild_open_range(MshRebuild *rebuild, MshRegion *region, uint32_t first, uint32_t end, unsigned modes)
+{
+    size_t length_bytes;
+    void *start = range_of(region, first, end, &length_bytes);
+    msh_track_lift(rebuild->track, region, first, end);
+    int result = msh_uffd_register(&rebuild->uffd, start, length_bytes, modes);
+    if (result < 0)
+        msh_rebuild_close_range(rebuild, region, first, end); /* a part may be registered */
+    return result;
+}
+
+void msh_rebuild_close_range(MshRebuild *rebuild, MshRegion *region, uint32_t first, uint32_t end)
+{
+    size_t length_bytes;
+    void *start = range_of(region, first, end, &length_bytes);
     /* Also when something failed: this takes the protection off again, and sleepers must not sleep
      * on. I8 */
     bool is_stuck = msh_uffd_unregister(&rebuild->uffd, start, length_bytes) < 0;
     msh_uffd_wake(&rebuild->uffd, start, length_bytes);
     if (is_stuck)
-        stop(rebuild); /* or who touches a hole there would sleep for ever */
+        msh_rebuild_fini(rebuild);
 }
 
-static Site find_site(MshRegion *region, uint32_t page, uint32_t end)
+bool msh_rebuild_prepare(MshRebuild *rebuild, MshRegion *region)
 {
-    Site site = {.region = region, .page = page};
-    while (site.pages < MSH_REBUILD_PAGES && page + site.pages < end &&
-           msh_region_is_mapped(region, page + site.pages))
-        site.pages++;
-    uint32_t last = page + site.pages;
-    uint32_t wide_first = page > 0 && !msh_region_is_mapped(region, page - 1) ? page - 1 : page;
-    uint32_t wide_end =
-        last < region->pages && !msh_region_is_mapped(region, last) ? last + 1 : last;
-    site.home = msh_region_address(region, page);
-    site.length_bytes = msh_pages_to_bytes(site.pages);
-    site.wide = msh_region_address(region, wide_first);
-    site.wide_bytes = msh_pages_to_bytes(wide_end - wide_first);
-    return site;
-}
-
-/*
- * Memory with exactly the flags of the region's own, or the kernel would not join it; never touched. NULL: none can
- * be had now. It must be no part of a mapping in use beside it either, not even for a moment: it would keep that one's
- * anon_vma, and be joined with nothing at home. So nobody may read it until it is registered, like no other mapping. I12
- */
-static uint8_t *map_fresh(MshRebuild *rebuild, const Site *site)
-{
-    const MshRegion *region = site->region;
-    uint8_t *fresh =
-        mmap(NULL, site->length_bytes, PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | (region->no_reserve ? MAP_NORESERVE : 0), -1, 0);
-    if (fresh == MAP_FAILED)
-        return NULL;
-    if (region->dont_fork)
-        madvise(fresh, site->length_bytes, MADV_DONTFORK);
-    if (region->dont_dump)
-        madvise(fresh, site->length_bytes, MADV_DONTDUMP);
-    if (region->advises_huge)
-        madvise(fresh, site->length_bytes, MADV_NOHUGEPAGE);
-    if (msh_uffd_register(&rebuild->uffd, fresh, site->length_bytes, MODES) == 0 &&
-        mprotect(fresh, site->length_bytes, PROT_READ | PROT_WRITE) == 0)
-        return fresh;
-    munmap(fresh, site->length_bytes);
-    return NULL;
-}
-
-/* Under the write protection. Never reads a plain page: a hole would make us wait for ourselves. */
-static void copy_out(MshRebuild *rebuild, Site *site)
-{
-    for (uint32_t i = 0; i < site->pages; i++) {
-        const uint8_t *page = site->home + msh_pages_to_bytes(i);
-        site->is_zero[i] = msh_page_is_zero(page);
-        if (!site->is_zero[i])
-            msh_page_copy(rebuild->copies + msh_pages_to_bytes(i), page);
+    uint32_t first_pages = msh_twin_first_pages(region);
+    for (uint32_t page = 0; page < first_pages; page++)
+        if (msh_region_is_mapped(region, page))
+            return false;
+    msh_region_rewrite(region, 0); /* only what was touched has an anon_vma. I12 */
+    int result = msh_rebuild_open_range(rebuild, region, 0, first_pages, MSH_UFFD_MISSING_PAGES);
+    if (result == 0) {
+        result = msh_twin_make(region, first_pages);
+        msh_rebuild_close_range(rebuild, region, 0, first_pages);
     }
+    msh_track_resume(rebuild->track, region, 0, first_pages);
+    return result == 0;
 }
 
-/* May wait, may not fail: the address holds nothing. I1 */
-static void move_in(MshRebuild *rebuild, const Site *site)
+static uint32_t first_page(const Batch *batch, Run run)
 {
-    for (uint32_t i = 0; i < site->pages;) {
-        if (site->is_zero[i]) {
-            i++;
-            continue;
+    return batch->page[run.first];
+}
+
+static uint32_t end_page(const Batch *batch, Run run)
+{
+    return batch->page[run.first] + run.count;
+}
+
+static void find_runs(Batch *batch, uint32_t pages)
+{
+    for (; batch->pages < pages && batch->pages < MSH_REBUILD_PAGES; batch->pages++) {
+        uint32_t i = batch->pages;
+        if (i == 0 || batch->page[i] != batch->page[i - 1] + 1) {
+            if (batch->runs == MSH_REBUILD_RUNS)
+                return;
+            batch->run[batch->runs++] = (Run){.first = i};
         }
-        uint32_t end = i + 1;
-        while (end < site->pages && !site->is_zero[end])
-            end++;
-        uint8_t *home = site->home + msh_pages_to_bytes(i);
-        uint8_t *copy = rebuild->copies + msh_pages_to_bytes(i);
-        size_t moved_bytes = 0;
-        msh_uffd_move(&rebuild->uffd, rebuild->pagemap, home, copy, msh_pages_to_bytes(end - i),
-                      &moved_bytes);
-        if (moved_bytes)
-            i += (uint32_t)msh_bytes_to_pages(moved_bytes);
-        else if (msh_uffd_copy(&rebuild->uffd, home, copy, MSH_PAGE_BYTES) == 0)
-            i++;
-        else
-            sched_yield();
+        batch->run[batch->runs - 1].count++;
     }
 }
 
-/* Only ever with memory that is registered: any other would show zeros to who touches it before the
- * contents are in, and swallow what is written. -errno: the old mapping is there still. */
-static int put_in_place(const Site *site, uint8_t *fresh)
+static uint32_t batch_first(const Batch *batch)
+{
+    return batch->page[0];
+}
+
+static uint32_t batch_end(const Batch *batch)
+{
+    return batch->page[batch->pages - 1] + 1;
+}
+
+static uint8_t *cast_page(const Batch *batch, uint32_t page)
+{
+    return batch->cast + msh_pages_to_bytes(page - batch_first(batch));
+}
+
+/* Under the write protection: what the runs hold, but zeros. I1 The kernel is asked to do it since a fault of ours might be
+ * answered with a huge page. */
+static int copy_runs(const MshRebuild *rebuild, Batch *batch)
+{
+    int result = 0;
+    for (uint32_t i = 0; i < batch->pages && result == 0;) {
+        uint32_t end = i + 1;
+        batch->is_zero[i] = msh_page_is_zero(msh_region_address(batch->region, batch->page[i]));
+        while (end < batch->pages && batch->page[end] == batch->page[end - 1] + 1) {
+            batch->is_zero[end] = msh_page_is_zero(msh_region_address(batch->region, batch->page[end]));
+            if (batch->is_zero[end] != batch->is_zero[i])
+                break;
+            end++;
+        }
+        if (!batch->is_zero[i])
+            result = msh_uffd_copy(&rebuild->uffd, cast_page(batch, batch->page[i]),
+                                   msh_region_address(batch->region, batch->page[i]), msh_pages_to_bytes(end - i));
+        i = end;
+    }
+    return result;
+}
+
+static int fill_cast(MshRebuild *rebuild, Batch *batch)
+{
+    size_t length_bytes = msh_pages_to_bytes(batch_end(batch) - batch_first(batch));
+    batch->cast = msh_twin_cast(batch->region, batch_first(batch), batch_end(batch));
+    if (!batch->cast)
+        return -EBUSY;
+    int result = msh_uffd_register(&rebuild->uffd, batch->cast, length_bytes, MSH_UFFD_MISSING_PAGES);
+    if (result == 0)
+        result = copy_runs(rebuild, batch);
+    /* Or what comes from there would be joined with nothing. I12 */
+    if (msh_uffd_unregister(&rebuild->uffd, batch->cast, length_bytes) < 0)
+        return -EBUSY;
+    return result;
+}
+
+/* Where a part of it was put in place, another thread's memory may be by now. */
+static void unmap_rest(const Batch *batch)
+{
+    uint32_t rest = batch_first(batch);
+    for (uint32_t i = 0; i <= batch->placed; i++) {
+        uint32_t end = i < batch->placed ? first_page(batch, batch->run[i]) : batch_end(batch);
+        if (rest < end)
+            munmap(cast_page(batch, rest), msh_pages_to_bytes(end - rest));
+        rest = i < batch->placed ? end_page(batch, batch->run[i]) : end;
+    }
+}
+
+/* With its contents in it: who touches the page finds what it held, or waits in the kernel while it is replaced. -errno: the
+ * old mapping is there still. */
+static int put_in_place(const Batch *batch, Run run)
 {
     unsigned char residency[MSH_REBUILD_PAGES];
-    while (mremap(fresh, site->length_bytes, site->length_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-                  site->home) != site->home) {
+    uint8_t *home = msh_region_address(batch->region, first_page(batch, run));
+    size_t length_bytes = msh_pages_to_bytes(run.count);
+    while (mremap(cast_page(batch, first_page(batch, run)), length_bytes, length_bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+                  home) != home) {
         int result = -errno;
-        if (mincore(site->home, site->length_bytes, residency) == 0)
+        if (mincore(home, length_bytes, residency) == 0)
             return result;
         /* It failed after it had unmapped its target: there is no way back. I1 */
         sched_yield();
@@ -197,63 +196,80 @@ static int put_in_place(const Site *site, uint8_t *fresh)
     return 0;
 }
 
-static int replace(MshRebuild *rebuild, Site *site, uint8_t *fresh, const MshPinOracle *pins)
+static int protect(MshRebuild *rebuild, const Batch *batch)
 {
-    int result = msh_uffd_register(&rebuild->uffd, site->wide, site->wide_bytes, MODES);
-    if (result == 0)
-        result = msh_uffd_protect(&rebuild->uffd, site->home, site->length_bytes, true);
+    int result = 0;
+    for (uint32_t i = 0; i < batch->runs && result == 0; i++)
+        result = msh_uffd_protect(&rebuild->uffd, msh_region_address(batch->region, first_page(batch, batch->run[i])),
+                                  msh_pages_to_bytes(batch->run[i].count), true);
+    return result;
+}
+
+static int replace(MshRebuild *rebuild, Batch *batch, const MshPinOracle *pins)
+{
+    int result = protect(rebuild, batch);
     if (result != 0)
         return result;
     /* Who pins a page for writing has to wait from here on; who began before is seen now. Asked any earlier, one
      * that began in between would write to the page that is about to go. I1 */
     if (pins && !pins->nothing_pinned(pins->opaque))
         return -EBUSY;
-    copy_out(rebuild, site);
-    result = put_in_place(site, fresh);
-    if (result == 0)
-        move_in(rebuild, site);
+    result = fill_cast(rebuild, batch);
+    for (; batch->placed < batch->runs && result == 0; batch->placed += result == 0)
+        result = put_in_place(batch, batch->run[batch->placed]);
+    if (batch->cast)
+        unmap_rest(batch);
     return result;
 }
 
-static void record(MshRebuild *rebuild, const Site *site, MshSlot *returned, size_t *returned_count)
+static void record(MshRebuild *rebuild, const Batch *batch, Run run, MshSlot *returned, size_t *returned_count)
 {
-    MshRegion *region = site->region;
+    MshRegion *region = batch->region;
     MshCounters *counters = rebuild->counters;
-    uint32_t end = site->page + site->pages;
-    uint32_t before = msh_region_boundaries(region, site->page, end);
-    for (uint32_t i = 0; i < site->pages; i++) {
-        uint32_t page = site->page + i;
+    uint32_t first = first_page(batch, run), end = end_page(batch, run);
+    uint32_t before = msh_region_boundaries(region, first, end);
+    for (uint32_t i = run.first; i < run.first + run.count; i++) {
+        uint32_t page = batch->page[i];
         MshSlot slot = {region->word[page]};
         atomic_fetch_sub(&msh_views_of(rebuild->views, slot)->mapped_pages, 1);
         if (region->state[page] == MSH_PAGE_SHARED)
             returned[(*returned_count)++] = slot;
-        msh_region_become(region, page, site->is_zero[i] ? MSH_PAGE_HOLE : MSH_PAGE_PRIVATE,
+        msh_region_become(region, page, batch->is_zero[i] ? MSH_PAGE_HOLE : MSH_PAGE_PRIVATE,
                           MSH_WORD_UNKNOWN, counters);
-        msh_count(&counters->zeroed_pages, site->is_zero[i]);
+        msh_count(&counters->zeroed_pages, batch->is_zero[i]);
     }
-    uint32_t after = msh_region_boundaries(region, site->page, end);
+    uint32_t after = msh_region_boundaries(region, first, end);
     msh_count(&counters->mappings, (uint64_t)after - before);
     msh_count(&counters->own_mappings, (uint64_t)after - before);
-    msh_count(&counters->rebuilt_pages, site->pages);
+    msh_count(&counters->rebuilt_pages, run.count);
 }
 
-int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint32_t end,
-                    const MshPinOracle *pins, uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
-                    size_t *ret_returned_count)
+int msh_rebuild_some(MshRebuild *rebuild, MshRegion *region, const uint32_t *page, uint32_t pages,
+                     const MshPinOracle *pins, uint32_t *ret_pages, MshSlot ret_returned[MSH_REBUILD_PAGES],
+                     size_t *ret_returned_count)
 {
-    Site site = find_site(region, page, end);
-    uint8_t *fresh = map_fresh(rebuild, &site);
-    if (!fresh)
-        return -EBUSY;
-    int result = replace(rebuild, &site, fresh, pins);
-    if (result != 0)
-        munmap(fresh, site.length_bytes);
-    if (result != MSH_E_UFFD_FOREIGN)
-        msh_rebuild_close_range(rebuild, site.wide, site.wide_bytes);
-    if (result != 0)
-        return result < 0 ? result : -EBUSY;
+    Batch batch = {.region = region, .page = page};
+    *ret_pages = 0;
     *ret_returned_count = 0;
-    record(rebuild, &site, ret_returned, ret_returned_count);
-    *ret_end = site.page + site.pages;
-    return 0;
+    if (!region->twin)
+        return -ENOSYS;
+    find_runs(&batch, pages);
+    int result = 0;
+    uint32_t tried = 0;
+    for (; tried < batch.runs && result == 0; tried++)
+        result = msh_rebuild_open_range(rebuild, region, first_page(&batch, batch.run[tried]),
+                                        end_page(&batch, batch.run[tried]), MSH_UFFD_WRITES);
+    uint32_t open = tried - (result != 0);
+    if (result == 0)
+        result = replace(rebuild, &batch, pins);
+    for (uint32_t i = 0; i < batch.placed; i++) {
+        record(rebuild, &batch, batch.run[i], ret_returned, ret_returned_count);
+        *ret_pages += batch.run[i].count;
+    }
+    for (uint32_t i = 0; i < open; i++)
+        msh_rebuild_close_range(rebuild, region, first_page(&batch, batch.run[i]), end_page(&batch, batch.run[i]));
+    /* When all are closed: where that fails tracking lets go of the whole block. */
+    for (uint32_t i = 0; i < tried; i++)
+        msh_track_resume(rebuild->track, region, first_page(&batch, batch.run[i]), end_page(&batch, batch.run[i]));
+    return result > 0 ? -EBUSY : result;
 }

@@ -4,45 +4,40 @@
  * mapping, while the process runs. What was SHARED or BROKEN is PRIVATE afterwards, or a HOLE where
  * it held zeros.
  *
- * Contents are copied, under a synchronous write protection, and moved in: who touches a page
- * meanwhile sleeps until the window closes. A page that the kernel has pinned for I/O can change
+ * Contents are copied into what is cast from the region's twin (twin.h), under a synchronous write protection: who writes to
+ * a page meanwhile sleeps. From there they are mremapped into place. A page that the kernel has pinned for I/O can change
  * behind the protection, so nothing may be pinned (MshConfig.nothing_pinned).
  *
- * The new memory is mapped elsewhere, never touched, and mremapped into place while registered: an
- * area that was ever touched would stay a mapping of its own for ever, and one that is not
- * registered would show zeros for a moment. A registered mremap waits until its event is read: a
- * thread does that.
- *
- * Threads: under the memory lock, but msh_rebuild_works(); the event thread touches the userfaultfd
- * only.
+ * Threads: under the memory lock, but msh_rebuild_works().
  */
 #ifndef MSH_REBUILD_H
 #define MSH_REBUILD_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "counters.h"
 #include "region.h"
+#include "track.h"
 #include "uffd.h"
 #include "views.h"
 
-enum { MSH_REBUILD_PAGES = 64 };
+/* At once: who writes to one of them may wait until the last is in place. */
+enum {
+    MSH_REBUILD_PAGES = 64,
+    MSH_REBUILD_RUNS = 16, /* of neighbours: a mapping each */
+};
 
 typedef struct MshRebuild {
     _Atomic bool is_working; /* the one thing in here that is read without the lock: stats do */
     MshUffd uffd;
-    uint8_t *copies; /* MSH_REBUILD_PAGES of plain memory */
-    pthread_t event_thread;
-    int stop_fd;
-    const MshPagemap *pagemap;
+    MshTrack *track;
     const MshViews *views;
     MshCounters *counters;
 } MshRebuild;
 
 /* Zeroed before, or ended: others may ask meanwhile whether it works. */
-int msh_rebuild_init(MshRebuild *rebuild, int device_fd, const MshPagemap *pagemap,
-                     const MshViews *views, MshCounters *counters, MshError *error);
+int msh_rebuild_init(MshRebuild *rebuild, int device_fd, MshTrack *track, const MshViews *views, MshCounters *counters,
+                     MshError *error);
 void msh_rebuild_fini(MshRebuild *rebuild);
 
 /* False before msh_rebuild_init() and once its userfaultfd was lost: every run fails then. Any
@@ -52,9 +47,18 @@ static inline bool msh_rebuild_works(const MshRebuild *rebuild)
     return atomic_load(&((MshRebuild *)rebuild)->is_working);
 }
 
-/* Unregisters a range and wakes all who wait in it, whatever happened before. If that fails the
+/* Takes pages [first, end) from tracking, and registers them with the rebuild's userfaultfd. modes: a set of MshUffdMode.
+ * Other than 0, as msh_uffd_register: nothing is registered. In any case the caller has tracking resumed
+ * (msh_track_resume), when all that it has opened is closed. */
+int msh_rebuild_open_range(MshRebuild *rebuild, MshRegion *region, uint32_t first, uint32_t end, unsigned modes);
+
+/* Unregisters them and wakes all who wait there, whatever happened before. If that fails the
  * userfaultfd is given up, which does the same. I8 */
-void msh_rebuild_close_range(MshRebuild *rebuild, void *start, size_t length_bytes);
+void msh_rebuild_close_range(MshRebuild *rebuild, MshRegion *region, uint32_t first, uint32_t end);
+
+/* Before any page of the region, which has none yet, is mapped from the store: makes its twin. False: there is none
+ * now. */
+bool msh_rebuild_prepare(MshRebuild *rebuild, MshRegion *region);
 
 /* MshConfig's, where the host process has one. */
 typedef struct MshPinOracle {
@@ -62,12 +66,12 @@ typedef struct MshPinOracle {
     void *opaque;
 } MshPinOracle;
 
-/* Rebuilds the run of mapped pages that begins at page and ends at end or before, at most
- * MSH_REBUILD_PAGES, and sets *ret_end behind it. pins is asked when the pages are protected; NULL: the caller
- * knows that nothing is pinned. Slots of pages that were SHARED are written to
- * ret_returned. -errno: the pages are as they were. */
-int msh_rebuild_run(MshRebuild *rebuild, MshRegion *region, uint32_t page, uint32_t end,
-                    const MshPinOracle *pins, uint32_t *ret_end, MshSlot ret_returned[MSH_REBUILD_PAGES],
-                    size_t *ret_returned_count);
+/* Rebuilds as many of these pages, from the first on, as go at once, and sets *ret_pages to how many that were. They are
+ * SHARED or BROKEN and in the order of their addresses. pins is asked when the pages are protected; NULL: the caller
+ * knows that nothing is pinned. Slots of pages that were SHARED are written to ret_returned. -errno: all pages
+ * from *ret_pages on are as they were; -ENOSYS: the region has no twin. */
+int msh_rebuild_some(MshRebuild *rebuild, MshRegion *region, const uint32_t *page, uint32_t pages,
+                     const MshPinOracle *pins, uint32_t *ret_pages, MshSlot ret_returned[MSH_REBUILD_PAGES],
+                     size_t *ret_returned_count);
 
 #endif

@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #include <sys/queue.h>
 
+#include "twin.h"
+
 /* All ranges that any engine of this process has registered: two engines on one range would replace
  * each other's pages. */
 typedef struct Claim {
@@ -127,7 +129,7 @@ static int check_range(MshRegion *region, uint64_t start, uint64_t end, MshError
             region->advises_huge |= has_flag(&vma, "hg");
             region->dont_fork |= has_flag(&vma, "dc");
             region->dont_dump |= has_flag(&vma, "dd");
-            region->no_reserve |= has_flag(&vma, "nr");
+            region->is_whole = vma.start <= start && vma.end >= end;
             covered = vma.end;
         }
     }
@@ -183,6 +185,7 @@ MshRegion *msh_region_free(MshRegion *region)
 {
     if (!region)
         return NULL;
+    msh_twin_drop(region);
     unclaim_range(region->base);
     free(region->state);
     free(region->word);
@@ -191,6 +194,17 @@ MshRegion *msh_region_free(MshRegion *region)
     free(region->block);
     free(region);
     return NULL;
+}
+
+void msh_region_rewrite(const MshRegion *region, uint32_t page)
+{
+    uint8_t *byte = msh_region_address(region, page);
+    uint8_t value = __atomic_load_n(byte, __ATOMIC_RELAXED);
+    /* Again where somebody else wrote in between, for that has to stay. I1 By compare-and-swap, since compilers turn an
+     * atomic OR of 0 into a load. */
+    while (!__atomic_compare_exchange_n(byte, &value, value, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_RELAXED))
+        ;
 }
 
 void msh_region_set_sharing(const MshRegion *region, bool sharing)

@@ -64,7 +64,10 @@ typedef struct MshRegion {
     uint32_t pages;
     uint32_t first_frame;
     bool advises_huge; /* the owner asked for huge pages (VmFlags hg): restored on detach */
-    bool dont_fork, dont_dump, no_reserve;
+    bool dont_fork, dont_dump;
+    bool is_whole;         /* one mapping, when it was registered */
+    uint8_t *twin;         /* twin.h; NULL: none */
+    uint32_t twin_tick;    /* when it was last tried to make it */
     bool is_leaving;    /* it is being released, and no page of it is shared any more */
     uint32_t released;  /* pages, from the first on: so far */
     uint8_t *state; /* MshPageState, one a page */
@@ -90,6 +93,10 @@ static inline void *msh_region_address(const MshRegion *region, uint32_t page)
 {
     return region->base + msh_pages_to_bytes(page);
 }
+
+/* Writes the byte that a page begins with over itself, in one atomic step: the kernel gives the page memory of its own, and
+ * no write of anybody is lost (I1, I12). */
+void msh_region_rewrite(const MshRegion *region, uint32_t page);
 
 static inline bool msh_region_is_mapped(const MshRegion *region, uint32_t page)
 {

@@ -55,9 +55,12 @@ int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *re
     }
     msh_view_set_flags(view, region->dont_fork, region->dont_dump);
 
-    int result = msh_uffd_register(&rebuild->uffd, home, length_bytes, MSH_UFFD_WRITES);
-    if (result == 0)
-        result = msh_uffd_protect(&rebuild->uffd, home, length_bytes, true);
+    int result = msh_rebuild_open_range(rebuild, region, page, page + pages, MSH_UFFD_WRITES);
+    if (result != 0) {
+        msh_track_resume(rebuild->track, region, page, page + pages);
+        return result > 0 ? -EBUSY : result;
+    }
+    result = msh_uffd_protect(&rebuild->uffd, home, length_bytes, true);
     if (result == 0)
         result = msh_pagemap_scan(pagemap, home, pages, true, presence);
     for (uint32_t i = 0; result == 0 && i < pages;) {
@@ -72,8 +75,7 @@ int msh_rehome_run(MshRebuild *rebuild, const MshPagemap *pagemap, MshRegion *re
             ret_done[i] = MSH_REHOMED_BROKEN;
         i = end > i ? end : i + 1;
     }
-    if (result == MSH_E_UFFD_FOREIGN)
-        return -EBUSY;
-    msh_rebuild_close_range(rebuild, home, length_bytes);
+    msh_rebuild_close_range(rebuild, region, page, page + pages);
+    msh_track_resume(rebuild->track, region, page, page + pages);
     return result;
 }

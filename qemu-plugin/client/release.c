@@ -24,17 +24,7 @@ bool msh_release_is_due(const MshEngine *engine)
            (msh_read(&engine->counters.tracked_pages) && msh_engine_mode(engine) == MSH_MODE_OFF);
 }
 
-/* Writes the byte that is there, in one atomic step: the kernel copies the page and no write of anybody
- * is lost (I1, I12). A compare-and-swap, since compilers turn an atomic OR of 0 into a load. */
-static void break_page(void *address)
-{
-    uint8_t *byte = address;
-    uint8_t value = __atomic_load_n(byte, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(byte, &value, value, false, __ATOMIC_SEQ_CST,
-                                        __ATOMIC_RELAXED))
-        ;
-}
-
+/* They hold what they held, in memory of their own. I12 */
 static void break_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)
 {
     MshSlot slots[MSH_SCAN_BLOCK_PAGES];
@@ -42,55 +32,48 @@ static void break_pages(MshEngine *engine, MshRegion *region, uint32_t first, ui
     for (uint32_t page = first; page < end; page++) {
         if (region->state[page] != MSH_PAGE_SHARED)
             continue;
-        break_page(msh_region_address(region, page));
+        msh_region_rewrite(region, page);
         slots[count++] = (MshSlot){region->word[page]};
         msh_region_become(region, page, MSH_PAGE_BROKEN, region->word[page], &engine->counters);
     }
     msh_handover_return(engine, slots, count);
 }
 
-/* Pages [first, end), all mapped. */
-static int rebuild_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
-                         bool is_quiet)
+/* Mapped pages, by address. */
+static int rebuild_pages(MshEngine *engine, MshRegion *region, const uint32_t *page, uint32_t pages, bool is_quiet)
 {
     const MshPinOracle pins = {engine->nothing_pinned, engine->opaque};
     MshSlot slots[MSH_REBUILD_PAGES];
     int result = 0;
-    for (uint32_t page = first; page < end && result == 0;) {
+    for (uint32_t at = 0, rebuilt; at < pages && result == 0; at += rebuilt) {
         size_t count = 0;
         /* A handler that ran on this thread and touched the window would wait for ever. */
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        result = msh_rebuild_run(&engine->rebuild, region, page, end, is_quiet ? NULL : &pins, &page,
-                                 slots, &count);
+        result = msh_rebuild_some(&engine->rebuild, region, page + at, pages - at, is_quiet ? NULL : &pins, &rebuilt,
+                                  slots, &count);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
-        if (result == 0)
-            msh_handover_return(engine, slots, count);
+        msh_handover_return(engine, slots, count);
     }
     return result;
 }
 
-/* All mapped pages of [first, end). */
+/* All mapped pages of [first, end), a block at most; where one fails they are broken in place instead. */
 static void rebuild_all(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
                         bool is_quiet)
 {
-    for (uint32_t page = first; page < end;) {
-        uint32_t mapped = page;
-        while (mapped < end && msh_region_is_mapped(region, mapped))
-            mapped++;
-        if (mapped > page && rebuild_pages(engine, region, page, mapped, is_quiet) < 0)
-            return; /* they are broken in place instead */
-        page = mapped + (mapped == page);
-    }
+    uint32_t mapped[MSH_SCAN_BLOCK_PAGES], count = 0;
+    for (uint32_t page = first; page < end; page++)
+        if (msh_region_is_mapped(region, page))
+            mapped[count++] = page;
+    (void)rebuild_pages(engine, region, mapped, count, is_quiet);
 }
 
 static void release_pages(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end,
                           bool is_quiet)
 {
-    /* Rebuilding registers the neighbours of what it rebuilds, with a userfaultfd of its own. */
-    msh_track_drop(&engine->scan.track, region, first ? first - 1 : first,
-                   end < region->pages ? end + 1 : end);
+    msh_track_drop(&engine->scan.track, region, first, end);
     if (is_quiet ? can_rebuild(engine) : may_rebuild(engine))
         rebuild_all(engine, region, first, end, is_quiet);
     break_pages(engine, region, first, end);
@@ -166,23 +149,11 @@ static void mend_block(MshEngine *engine, MshRegion *region, uint32_t first, uin
     if (msh_pagemap_scan(&engine->scan.pagemap, msh_region_address(region, first), end - first,
                          false, presence) < 0)
         return;
-    for (uint32_t page = first; page < end;) {
-        uint32_t broken = page;
-        while (broken < end && is_due(engine, region, broken) &&
-               is_there(region, broken, presence[broken - first]))
-            broken++;
-        if (broken > page) {
-            /* Rebuilding registers the neighbours too, with a userfaultfd of its own. */
-            uint32_t wide_first = page ? page - 1 : page;
-            uint32_t wide_end = broken < region->pages ? broken + 1 : broken;
-            msh_track_lift(&engine->scan.track, region, wide_first, wide_end);
-            int result = rebuild_pages(engine, region, page, broken, false);
-            msh_track_resume(&engine->scan.track, region, wide_first, wide_end);
-            if (result < 0)
-                return;
-        }
-        page = broken + (broken == page);
-    }
+    uint32_t due[MSH_SCAN_BLOCK_PAGES], count = 0;
+    for (uint32_t page = first; page < end; page++)
+        if (is_due(engine, region, page) && is_there(region, page, presence[page - first]))
+            due[count++] = page;
+    (void)rebuild_pages(engine, region, due, count, false);
 }
 
 void msh_release_mend(MshEngine *engine, MshRegion *region, uint32_t first, uint32_t end)

@@ -33,8 +33,7 @@ int msh_uffd_open(MshUffd *uffd, int device_fd, MshUffdPurpose purpose, MshError
                              .features =
                                  MSH_UFFD_FEATURE_MOVE | UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
                                  UFFD_FEATURE_PAGEFAULT_FLAG_WP |
-                                 (purpose == MSH_UFFD_FOR_REBUILD ? UFFD_FEATURE_EVENT_REMAP
-                                                                  : MSH_UFFD_FEATURE_WP_ASYNC)};
+                                 (purpose == MSH_UFFD_FOR_WINDOWS ? MSH_UFFD_FEATURE_WP_ASYNC : 0)};
     if (ioctl(fd, UFFDIO_API, &api) < 0) {
         close(fd);
         return msh_error_set(error, -ENOSYS,

@@ -37,8 +37,7 @@ typedef enum MshUffdMode {
 typedef enum MshUffdPurpose {
     /* Write protection is asynchronous: nobody ever waits for it, it tells afterwards who wrote. */
     MSH_UFFD_FOR_WINDOWS,
-    /* Writers to a protected page sleep, and mremap keeps a range registered and blocks until its
-     * event is read (msh_uffd_discard_events). */
+    /* Writers to a protected page sleep. */
     MSH_UFFD_FOR_REBUILD,
 } MshUffdPurpose;
 

@@ -223,7 +223,8 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
         bool is_affordable = is_zero || budget_allows(window, plan->runs + 1, length);
         if (!is_affordable)
             atomic_store(&window->refused_at, msh_read(&window->counters->mappings));
-        bool take = region && !region->is_leaving && (is_zero || view) && is_affordable;
+        bool is_kept = region && page == 0 && !region->twin; /* it takes a plain first page to make one */
+        bool take = region && !region->is_leaving && (is_zero || (view && !is_kept)) && is_affordable;
         /* The end of a run that reaches a page of another kind, or of another region, waits. */
         uint32_t fit = take ? fitting_pages(region, page, length) : 0;
         if (fit && view && plan->runs &&

@@ -9,10 +9,10 @@ const MshTransition msh_transitions[] = {
     {MSH_PAGE_SHARED, MSH_PAGE_BROKEN, "msh_scan_visit", "scan", false},
     {MSH_PAGE_SHARED, MSH_PAGE_BROKEN, "msh_release_block", "scan or caller", false},
     {MSH_PAGE_SHARED, MSH_PAGE_SHARED, "msh_rehome_run", "window", true}, /* another slot */
-    {MSH_PAGE_SHARED, MSH_PAGE_PRIVATE, "msh_rebuild_run", "scan or caller", true},
-    {MSH_PAGE_SHARED, MSH_PAGE_HOLE, "msh_rebuild_run", "scan or caller", true}, /* zeroed since */
-    {MSH_PAGE_BROKEN, MSH_PAGE_PRIVATE, "msh_rebuild_run", "scan or caller", true},
-    {MSH_PAGE_BROKEN, MSH_PAGE_HOLE, "msh_rebuild_run", "scan or caller", true},
+    {MSH_PAGE_SHARED, MSH_PAGE_PRIVATE, "msh_rebuild_some", "scan or caller", true},
+    {MSH_PAGE_SHARED, MSH_PAGE_HOLE, "msh_rebuild_some", "scan or caller", true}, /* zeroed since */
+    {MSH_PAGE_BROKEN, MSH_PAGE_PRIVATE, "msh_rebuild_some", "scan or caller", true},
+    {MSH_PAGE_BROKEN, MSH_PAGE_HOLE, "msh_rebuild_some", "scan or caller", true},
 };
 const size_t msh_transition_count = sizeof msh_transitions / sizeof *msh_transitions;
 

@@ -198,8 +198,7 @@ void faults_set_map_count_limit(unsigned limit)
  * Section: the calls
  */
 
-/* Pages are copied out and stay; going back they are there already. Rebuilding moves its copies in
- * as ever: there the address is empty. */
+/* Pages are copied out and stay; going back they are there already. */
 static int compare_then_map(int fd, struct msh_uffdio_move *move, bool is_out)
 {
     if (!is_out) {
@@ -243,9 +242,11 @@ static int point_of_ioctl(unsigned long request, void *argument)
         return is_watched(((struct uffdio_register *)argument)->range.start) ? OPEN_WINDOW
                                                                              : REGISTER_OWN;
     case UFFDIO_COPY:
-        return is_watched(((struct uffdio_copy *)argument)->dst) ? COPY_IN : -1;
+        return is_watched(((struct uffdio_copy *)argument)->dst)   ? COPY_IN
+               : is_watched(((struct uffdio_copy *)argument)->src) ? COPY_OUT
+                                                                   : -1;
     case UFFDIO_UNREGISTER:
-        return is_watched(((struct uffdio_range *)argument)->start) ? CLOSE_WINDOW : -1;
+        return is_watched(((struct uffdio_range *)argument)->start) ? CLOSE_WINDOW : UNREGISTER_OWN;
     case UFFDIO_WAKE:
         return is_watched(((struct uffdio_range *)argument)->start) ? WAKE : -1;
     case UFFDIO_WRITEPROTECT:
@@ -283,11 +284,16 @@ void *mremap(void *address, size_t old_bytes, size_t new_bytes, int flags, ...)
     va_start(arguments, flags);
     void *target = (flags & MREMAP_FIXED) ? va_arg(arguments, void *) : NULL;
     va_end(arguments);
-    if (is_active && target && is_watched((uintptr_t)target)) {
+    int point = !is_active                              ? -1
+                : target && is_watched((uintptr_t)target) ? MAP_OVER
+                : is_watched((uintptr_t)address)          ? MAP_AWAY
+                : new_bytes > old_bytes                   ? GROW_OWN
+                                                          : -1;
+    if (point >= 0) {
         bool is_half = false;
-        int error = pass(MAP_OVER, &is_half);
+        int error = pass((Point)point, &is_half);
         if (error) {
-            if (is_half)
+            if (is_half && point == MAP_OVER)
                 syscall(SYS_munmap, target, new_bytes);
             errno = error;
             return MAP_FAILED;

@@ -14,13 +14,17 @@ typedef enum Point {
     MOVE_OUT,       /* UFFDIO_MOVE from it */
     MOVE_IN,        /* UFFDIO_MOVE to it */
     COPY_IN,        /* UFFDIO_COPY to it */
+    COPY_OUT,       /* UFFDIO_COPY from it */
     CLOSE_WINDOW,   /* UFFDIO_UNREGISTER of it */
     WAKE,           /* UFFDIO_WAKE of it */
     PROTECT,        /* UFFDIO_WRITEPROTECT of it */
     MAP_OVER,       /* mremap onto it */
+    MAP_AWAY,       /* mremap from it */
     MAP_FIXED_OVER, /* mmap onto it */
     ADVISE,         /* madvise of it */
     REGISTER_OWN,   /* UFFDIO_REGISTER of an area of the engine's own */
+    UNREGISTER_OWN, /* UFFDIO_UNREGISTER of one */
+    GROW_OWN,       /* mremap of one, to be larger */
     MAP_OWN,        /* mmap of one */
     ADVISE_OWN,     /* madvise of one */
     POINTS,

@@ -67,7 +67,7 @@ def race_for(
     """Race for the pages of that memory."""
     faults = Faults()
     faults.watch(memory.address, PAGES * PAGE_BYTES)
-    for point in ("MOVE_OUT", "MOVE_IN", "MAP_OVER"):
+    for point in ("MOVE_OUT", "MOVE_IN", "COPY_OUT", "MAP_OVER"):
         faults.linger(point, LINGER_NS)
     faults.sabotage(*sabotage)
     pins = kind == "pinned"

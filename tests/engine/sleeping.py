@@ -18,14 +18,17 @@ from memshare.engine import Engine
 PAGES = 32
 #: Kind of page -> the page, and the call at which its window is held open: it is away there.
 KINDS = {
-    "zero": (2, "MAP_OVER", 0),  # moved with the shared ones behind it
-    "shared": (8, "MAP_OVER", 0),
+    "twin": (0, "MAP_OVER", 0),  # it makes the region's, and is the first that is mapped over
+    "zero": (2, "MAP_OVER", 1),  # moved with the shared ones behind it
+    "shared": (8, "MAP_OVER", 1),
     "moved_back": (8, "MOVE_IN", 0),
-    "failed": (8, "MAP_OVER", 0),
-    "failed_half_done": (8, "MAP_OVER", 0),
-    "rebuilt": (8, "MOVE_IN", 0),
-    "protected": (8, "MAP_OVER", 0),
+    "failed": (8, "MAP_OVER", 1),
+    "failed_half_done": (8, "MAP_OVER", 1),
+    "copied": (8, "COPY_OUT", 0),
+    "rebuilt": (8, "MAP_OVER", 0),
 }
+#: Who reads one of these does not sleep.
+KINDS_OF_REBUILD = {"copied", "rebuilt"}
 ASLEEP_SECONDS = 10
 
 
@@ -37,7 +40,7 @@ def number_of(page: int) -> int:
 def prepare(kind: str, engine: Engine, memory: Memory, faults: Faults) -> None:
     """Bring the page to just before its window."""
     page, point, after = KINDS[kind]
-    passes = 4 if kind in {"rebuilt", "protected"} else 1
+    passes = 4 if kind in KINDS_OF_REBUILD else 1
     for _ in range(passes):
         engine.scan_once()
     if passes > 1:
@@ -47,7 +50,7 @@ def prepare(kind: str, engine: Engine, memory: Memory, faults: Faults) -> None:
         faults.poke("OPEN_WINDOW", memory.address_of(page) + 100, 77)
         memory.expected[page * PAGE_BYTES + 100] = 77
     if kind.startswith("failed"):
-        faults.fail("MAP_OVER", errno.ENOMEM, times=100, half=kind == "failed_half_done")
+        faults.fail("MAP_OVER", errno.ENOMEM, after=1, times=100, half=kind == "failed_half_done")
     faults.gate(point, after=after)
 
 
@@ -76,7 +79,7 @@ def run(kind: str, value: int | None, sabotage: list[str]) -> int:
     assert seen == expected, (seen, expected)
     if not sabotage:
         memory.check()
-        if kind not in {"rebuilt", "protected"}:
+        if kind not in {"twin", *KINDS_OF_REBUILD}:
             assert engine.stats()["slept_faults"] >= 1, engine.stats()
     return 0
 

@@ -9,12 +9,16 @@ POINTS = [
     "MOVE_OUT",
     "MOVE_IN",
     "COPY_IN",
+    "COPY_OUT",
     "CLOSE_WINDOW",
     "PROTECT",
     "MAP_OVER",
+    "MAP_AWAY",
     "MAP_FIXED_OVER",
     "ADVISE",
     "REGISTER_OWN",
+    "UNREGISTER_OWN",
+    "GROW_OWN",
     "MAP_OWN",
     "ADVISE_OWN",
 ]
@@ -28,6 +32,11 @@ def test_I1_a_failing_call_costs_no_byte(point: str) -> None:
     except Hung as hung:
         pytest.fail(f"hung: {hung}")
     assert run.returncode == 0, "\n".join(run.stderr.splitlines()[-20:])
+
+
+def test_I8_a_rebuild_that_failed_cannot_be_ended() -> None:
+    """Nobody may wait for ever for what stays protected."""
+    test_I1_a_failing_call_costs_no_byte("COPY_OUT+CLOSE_WINDOW")
 
 
 def test_I1_both_ways_back_fail() -> None:

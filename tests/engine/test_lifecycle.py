@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 from tests.lib.broker import build_directory, wait_until
-from tests.lib.memory import PAGE_BYTES, Mapping, Memory, mappings, mappings_of, pagemap
+from tests.lib.memory import (
+    PAGE_BYTES,
+    Mapping,
+    Memory,
+    contents,
+    mappings,
+    mappings_of,
+    pagemap,
+)
 from tests.lib.native import run_scenario
 from tests.lib.wire import build_has_weak_hash
 
@@ -167,18 +175,40 @@ def test_I12_a_moment_without_pins_is_enough_for_plain_memory(memory: Memory) ->
 def test_I12_memory_is_one_mapping_again_wherever_the_kernel_maps_new_memory(
     memory: Memory,
 ) -> None:
-    """New memory beside some that is in use would be part of that first, and could never join the old memory."""
+    """Beside some that is in use it could become a part of that."""
     with Engine(nothing_pinned=True) as engine:
         engine.register(memory.buffer)
         before = flags_of(memory)
+        beside = fill_gaps(memory)
         converge(engine)
         assert is_shared(engine, PAGES // 2)
-        beside = fill_gaps(memory)
+        beside += fill_gaps(memory)
         engine.detach()
         assert len(flags_of(memory)) == len(before)
         memory.check()
         for page in beside:
             page.check()
+
+
+def test_I12_what_is_rebuilt_from_end_to_end_is_joined_and_so_is_the_next() -> None:
+    """What makes new memory like the old is not used up."""
+    pages = 512
+    memory = Memory(pages).fill(lambda page: 1000 + page)
+    before = len(mappings_of(memory))
+    with Engine(nothing_pinned=True) as engine:
+        engine.register(memory.buffer)
+        for first, last in ((0, pages - 1), (5, 9)):
+            for page in (first, last):
+                memory.write(page, contents(1 + first))
+            for _ in range(6):
+                engine.scan_once()
+            assert engine.stats()["shared_pages"] >= 2
+            engine.set(mode="off")
+            engine.scan_once()
+            assert engine.stats()["shared_pages"] == 0
+            assert len(mappings_of(memory)) == before, (first, last)
+            engine.set(mode="content")
+    memory.check()
 
 
 def test_I12_unregister_restores_flags(memory: Memory) -> None:

@@ -9,14 +9,16 @@ import msgspec
 
 WINDOW = "qemu-plugin/client/window.c"
 REBUILD = "qemu-plugin/client/rebuild.c"
+REGION = "qemu-plugin/client/region.c"
 RELEASE = "qemu-plugin/client/release.c"
 REHOME = "qemu-plugin/client/rehome.c"
+TWIN = "qemu-plugin/client/twin.c"
 UFFD = "qemu-plugin/client/uffd.c"
 SEGMENT = "qemu-plugin/store/segment.c"
 SHELF = "qemu-plugin/store/shelf.c"
 GROUP = "qemu-plugin/store/group.c"
 GRANTS = "qemu-plugin/core/grants.c"
-FILES = (WINDOW, REBUILD, RELEASE, REHOME, UFFD, SEGMENT, SHELF, GROUP, GRANTS)
+FILES = (WINDOW, REGION, REBUILD, RELEASE, REHOME, TWIN, UFFD, SEGMENT, SHELF, GROUP, GRANTS)
 
 FAILING = "tests/engine/test_failing_calls.py::test_I1_a_failing_call_costs_no_byte"
 SLEEPER = "tests/engine/test_sleepers.py::test_I8_a_sleeper_wakes"
@@ -167,50 +169,70 @@ MUTANTS = (
         tests=("unit-engine-loss",),
     ),
     Mutant(
-        name="new-memory-is-part-of-other",
+        name="pages-are-copied-unprotected",
         file=REBUILD,
-        citation="like no other mapping. I12",
-        old="site->length_bytes, PROT_WRITE,",
-        new="site->length_bytes, PROT_READ | PROT_WRITE,",
+        citation="Under the write protection: what the runs hold, but zeros. I1",
+        old="    int result = protect(rebuild, batch);",
+        new="    int result = 0;",
+        tests=(f"{SLEEPER}[copied-99]",),
+    ),
+    Mutant(
+        name="twin-stays-registered",
+        file=REBUILD,
+        citation="would be joined with nothing. I12",
+        old="    if (msh_uffd_unregister(&rebuild->uffd, batch->cast, length_bytes) < 0)",
+        new="    if (length_bytes == 0)",
+        tests=("tests/engine/test_lifecycle.py::test_I12_detach_leaves_memory_as_it_was",),
+    ),
+    Mutant(
+        name="region-has-no-twin",
+        file=REBUILD,
+        citation="has an anon_vma. I12",
+        old="        result = msh_twin_make(region, first_pages);",
+        new="        result = -ENOMEM;",
+        tests=("tests/engine/test_lifecycle.py::test_I12_detach_leaves_memory_as_it_was",),
+    ),
+    Mutant(
+        name="rebuild-does-not-wake",
+        file=REBUILD,
+        citation="* on. I8 */",
+        old="    msh_uffd_wake(&rebuild->uffd, start, length_bytes);\n",
+        new="",
+        tests=(f"{SLEEPER}[rebuilt-99]", f"{SLEEPER}[twin-read]"),
+    ),
+    Mutant(
+        name="first-block-does-not-come-back",
+        file=TWIN,
+        citation="and sleepers need their pages. I1",
+        old="    while (mremap(from,",
+        new="    if (mremap(from,",
+        tests=(f"{FAILING}[MAP_OVER]",),
+    ),
+    Mutant(
+        name="twin-is-as-large-as-the-region",
+        file=TWIN,
+        citation="as a whole loses its anon_vma. I12",
+        old="(uint64_t)region->pages + 1)",
+        new="(uint64_t)region->pages)",
         tests=(
             "tests/engine/test_lifecycle.py"
-            "::test_I12_memory_is_one_mapping_again_wherever_the_kernel_maps_new_memory",
+            "::test_I12_what_is_rebuilt_from_end_to_end_is_joined_and_so_is_the_next",
         ),
-    ),
-    Mutant(
-        name="rebuild-skips-a-page",
-        file=REBUILD,
-        citation="the address holds nothing. I1",
-        old="""            i++;
-        else
-            sched_yield();""",
-        new="""            i++;
-        else
-            i++;""",
-        tests=("tests/engine/test_failing_calls.py::test_I1_both_ways_back_fail",),
-    ),
-    Mutant(
-        name="rebuild-cannot-copy",
-        file=REBUILD,
-        citation="the address holds nothing. I1",
-        old="        else if (msh_uffd_copy(&rebuild->uffd, home, copy, MSH_PAGE_BYTES) == 0)\n",
-        new="        else if (true)\n",
-        tests=(f"{FAILING}[MOVE_IN]",),
     ),
     Mutant(
         name="rebuild-leaves-a-gap",
         file=REBUILD,
         citation="there is no way back. I1",
-        old="        if (mincore(site->home, site->length_bytes, residency) == 0)\n            return",
-        new="        if (mincore(site->home, site->length_bytes, residency) != 1)\n            return",
+        old="        if (mincore(home, length_bytes, residency) == 0)\n            return",
+        new="        if (mincore(home, length_bytes, residency) != 1)\n            return",
         tests=(f"{FAILING}[MAP_OVER]",),
     ),
     Mutant(
         name="failed-rebuild-stays-registered",
         file=REBUILD,
         citation="* on. I8 */",
-        old="        munmap(fresh, site.length_bytes);\n    if (result",
-        new="        return munmap(fresh, site.length_bytes), result;\n    if (result",
+        old="    for (uint32_t i = 0; i < open; i++)",
+        new="    for (uint32_t i = 0; i < open && result == 0; i++)",
         tests=(f"{FAILING}[PROTECT]",),
     ),
     Mutant(
@@ -227,33 +249,24 @@ MUTANTS = (
         citation="* on. I8 */",
         old="bool is_stuck = msh_uffd_unregister(&rebuild->uffd, start, length_bytes) < 0;",
         new="bool is_stuck = false;",
-        tests=("tests/engine/test_lifecycle.py::test_I12_detach_leaves_memory_as_it_was",),
-    ),
-    Mutant(
-        name="rebuild-does-not-wake",
-        file=REBUILD,
-        citation="* on. I8 */",
-        old="    msh_uffd_wake(&rebuild->uffd, start, length_bytes);\n",
-        new="",
-        tests=(f"{SLEEPER}[rebuilt-read]", f"{SLEEPER}[protected-99]"),
-        explanation="UNREGISTER wakes what is registered, and here all of it is: before the new"
-        " memory is put in place the old is, after it the new. The call is kept for the day"
-        " that this changes.",
+        tests=(f"{FAILING}[COPY_OUT]",),
     ),
     Mutant(
         name="stuck-rebuild-goes-on",
         file=REBUILD,
         citation="* on. I8 */",
-        old="    if (is_stuck)\n        stop(rebuild);",
-        new="    if (is_stuck && rebuild->stop_fd < 0)\n        stop(rebuild);",
-        tests=(f"{FAILING}[CLOSE_WINDOW]",),
+        old="    if (is_stuck)\n        msh_rebuild_fini(rebuild);",
+        new="    if (is_stuck && rebuild->uffd.fd < 0)\n        msh_rebuild_fini(rebuild);",
+        tests=(
+            "tests/engine/test_failing_calls.py::test_I8_a_rebuild_that_failed_cannot_be_ended",
+        ),
     ),
     Mutant(
         name="pages-are-not-broken",
         file=RELEASE,
-        citation="is lost (I1, I12)",
-        old="        break_page(msh_region_address(region, page));\n",
-        new="        if (page == UINT32_MAX)\n            break_page(msh_region_address(region, page));\n",
+        citation="in memory of their own. I12",
+        old="        msh_region_rewrite(region, page);\n",
+        new="        if (page == UINT32_MAX)\n            msh_region_rewrite(region, page);\n",
         tests=(
             "tests/engine/test_lifecycle.py"
             "::test_I12_without_the_promise_pages_become_private_copies",
@@ -261,8 +274,8 @@ MUTANTS = (
     ),
     Mutant(
         name="pages-are-broken-by-a-plain-write",
-        file=RELEASE,
-        citation="is lost (I1, I12)",
+        file=REGION,
+        citation="for that has to stay. I1",
         old="""    while (!__atomic_compare_exchange_n(byte, &value, value, false, __ATOMIC_SEQ_CST,
                                         __ATOMIC_RELAXED))
         ;""",

@@ -96,7 +96,7 @@ class Guest:
         # Without it, writers on few cores would hardly ever meet a window.
         faults = Faults()
         faults.watch(self._written.address, WRITTEN_PAGES * PAGE_BYTES)
-        for point in ("MOVE_OUT", "MOVE_IN", "MAP_OVER"):
+        for point in ("MOVE_OUT", "MOVE_IN", "COPY_OUT", "MAP_OVER"):
             faults.linger(point, LINGER_NS)
         self._engine = Engine(socket, nothing_pinned=not has_io)
         for memory in (self._written, self._chore, self._discard):

@@ -1,43 +1,44 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * I/O that begins when a rebuild has been decided on: whether anything is pinned is asked again when the pages are
- * protected, and then nothing is copied. As root.
+ * Rebuilds that come to nothing. I/O that begins when one has been decided on: whether anything is pinned is asked again
+ * when the pages are protected, and then nothing is copied. Pages that could not be put in place: their copies are gone
+ * when they have become something else. As root.
+ *
+ * Linked with --wrap=ioctl and mremap.
  */
 #include "unit.h"
 
+#include <limits.h>
+#include <linux/userfaultfd.h>
 #include <stdatomic.h>
-#include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
-#include "memshare/memshare.h"
+#include "engine.h"
 
 enum { PAGES = 64, CONTENTS = 4, PASSES = 12 };
 
 static uint8_t *pages;
-static _Atomic bool has_io;
+static _Atomic bool has_io, is_protected;
 
-/* Whether a window is open over the memory: missing pages are somebody's. */
-static bool is_in_window(void)
+int __real_ioctl(int fd, unsigned long request, void *argument);
+int __wrap_ioctl(int fd, unsigned long request, void *argument);
+
+int __wrap_ioctl(int fd, unsigned long request, void *argument)
 {
-    FILE *file = fopen("/proc/self/smaps", "re");
-    char line[512];
-    bool is_ours = false, found = false;
-    unsigned long start, end;
-    assert_non_null(file);
-    while (!found && fgets(line, sizeof line, file)) {
-        if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
-            is_ours = start < (uintptr_t)pages + PAGES * MSH_PAGE_BYTES && end > (uintptr_t)pages;
-        found = is_ours && strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " um");
-    }
-    fclose(file);
-    return found;
+    int result = __real_ioctl(fd, request, argument);
+    if (request == UFFDIO_WRITEPROTECT && result == 0)
+        is_protected = true; /* nothing here takes it off again but the end of a rebuild */
+    if (request == UFFDIO_UNREGISTER)
+        is_protected = false;
+    return result;
 }
 
 /* An oracle of a host whose device begins between the decision and the window. */
 static bool nothing_pinned(void *opaque)
 {
     (void)opaque;
-    return !has_io || !is_in_window();
+    return !has_io || !is_protected;
 }
 
 static MshStats pass(MshEngine *engine, unsigned count)
@@ -48,6 +49,33 @@ static MshStats pass(MshEngine *engine, unsigned count)
         assert_int_equal(msh_engine_scan_once(engine, &error), 0);
     msh_engine_stats(engine, &stats);
     return stats;
+}
+
+static unsigned fails;       /* so many mremaps onto the pages, */
+static unsigned fails_aside; /* and so many away from them */
+
+static bool is_ours(const void *address)
+{
+    return (const uint8_t *)address >= pages && (const uint8_t *)address < pages + PAGES * MSH_PAGE_BYTES;
+}
+
+void *__real_mremap(void *address, size_t old_bytes, size_t new_bytes, int flags, ...);
+void *__wrap_mremap(void *address, size_t old_bytes, size_t new_bytes, int flags, ...);
+
+void *__wrap_mremap(void *address, size_t old_bytes, size_t new_bytes, int flags, ...)
+{
+    void *target = NULL;
+    va_list arguments;
+    va_start(arguments, flags);
+    if (flags & MREMAP_FIXED)
+        target = va_arg(arguments, void *);
+    va_end(arguments);
+    unsigned *left = is_ours(target) ? &fails : is_ours(address) ? &fails_aside : NULL;
+    if (!left || *left == 0)
+        return __real_mremap(address, old_bytes, new_bytes, flags, target);
+    --*left;
+    errno = ENOMEM;
+    return MAP_FAILED;
 }
 
 static void test_I1_io_that_begins_late_keeps_its_pages(void **state)
@@ -84,10 +112,76 @@ static void test_I1_io_that_begins_late_keeps_its_pages(void **state)
     munmap(pages, PAGES * MSH_PAGE_BYTES);
 }
 
+static int rebuild(MshEngine *engine, uint32_t page)
+{
+    uint32_t rebuilt;
+    MshSlot returned[MSH_REBUILD_PAGES];
+    size_t count;
+    return msh_rebuild_some(&engine->rebuild, engine->memory.region[0], &page, 1, NULL, &rebuilt, returned, &count);
+}
+
+static void test_I1_a_copy_that_was_not_put_in_place_is_gone(void **state)
+{
+    (void)state;
+    MshError error = {0};
+    MshEngine *engine;
+    const MshConfig config = {.mode = MSH_MODE_CONTENT};
+    has_io = false;
+    pages = mmap(NULL, PAGES * MSH_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(pages, MAP_FAILED);
+    memset(pages, 1, PAGES * MSH_PAGE_BYTES);
+    assert_int_equal(msh_engine_new(&config, &engine, &error), 0);
+    assert_int_equal(msh_engine_register(engine, pages, PAGES * MSH_PAGE_BYTES, &error), 0);
+    assert_int_equal(pass(engine, PASSES).shared_pages, PAGES);
+
+    fails = 1;
+    assert_int_equal(rebuild(engine, 0), -ENOMEM);
+    assert_int_equal(fails, 0);
+    memset(pages, 0, MSH_PAGE_BYTES);
+    assert_int_equal(rebuild(engine, 0), 0);
+    for (unsigned at = 0; at < PAGES * MSH_PAGE_BYTES; at++)
+        assert_int_equal(pages[at], at >= MSH_PAGE_BYTES);
+    assert_null(msh_engine_free(engine));
+    munmap(pages, PAGES * MSH_PAGE_BYTES);
+}
+
+/* A page that it takes to make the way back is kept until that is there. */
+static void test_I12_a_way_back_that_was_not_there_at_first_comes_to_be(void **state)
+{
+    (void)state;
+    MshError error = {0};
+    MshEngine *engine;
+    const MshConfig config = {.mode = MSH_MODE_CONTENT};
+    has_io = false;
+    pages = mmap(NULL, PAGES * MSH_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(pages, MAP_FAILED);
+    memset(pages, 1, PAGES * MSH_PAGE_BYTES);
+    assert_int_equal(msh_engine_new(&config, &engine, &error), 0);
+    assert_int_equal(msh_engine_register(engine, pages, PAGES * MSH_PAGE_BYTES, &error), 0);
+    fails_aside = UINT_MAX;
+    assert_int_equal(pass(engine, PASSES).shared_pages, PAGES - 1);
+    assert_null(engine->memory.region[0]->twin);
+    assert_int_equal(rebuild(engine, 1), -ENOSYS);
+
+    fails_aside = 0;
+    memset(pages, 2, MSH_PAGE_BYTES);
+    pass(engine, PASSES);
+    memset(pages, 1, MSH_PAGE_BYTES);
+    assert_int_equal(pass(engine, PASSES).shared_pages, PAGES);
+    assert_non_null(engine->memory.region[0]->twin);
+    assert_int_equal(rebuild(engine, 1), 0);
+    assert_null(msh_engine_free(engine));
+    for (unsigned at = 0; at < PAGES * MSH_PAGE_BYTES; at++)
+        assert_int_equal(pages[at], 1);
+    munmap(pages, PAGES * MSH_PAGE_BYTES);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_I1_io_that_begins_late_keeps_its_pages),
+        cmocka_unit_test(test_I12_a_way_back_that_was_not_there_at_first_comes_to_be),
+        cmocka_unit_test(test_I1_a_copy_that_was_not_put_in_place_is_gone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

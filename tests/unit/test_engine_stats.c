@@ -21,6 +21,7 @@
 enum { PAGES = 256 };
 
 static _Atomic bool is_pinned, may_not_unregister, stop_watching;
+static void *shared; /* the memory that is */
 static _Atomic MshState state_seen;
 
 int __real_ioctl(int fd, unsigned long request, void *argument);
@@ -28,7 +29,8 @@ int __wrap_ioctl(int fd, unsigned long request, void *argument);
 
 int __wrap_ioctl(int fd, unsigned long request, void *argument)
 {
-    if (request == UFFDIO_UNREGISTER && may_not_unregister) {
+    if (request == UFFDIO_UNREGISTER && may_not_unregister &&
+        ((struct uffdio_range *)argument)->start == (uintptr_t)shared) {
         errno = ENOMEM;
         return -1;
     }
@@ -78,6 +80,7 @@ static void *map_pages(void)
                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert_ptr_not_equal(pages, MAP_FAILED);
     memset(pages, 0x5a, msh_pages_to_bytes(PAGES));
+    shared = pages;
     return pages;
 }
 

@@ -118,9 +118,9 @@ static void test_boundaries_are_where_mappings_end(void **state)
 static void test_only_releases_that_move_pages_soundly(void **state)
 {
     (void)state;
-    static const char *sound[] = {"6.12.37",         "6.12.40-amd64", "6.16.0",    "6.16",
+    static const char *sound[] = {"6.12.37",         "6.12.40-amd64", "6.18.0",    "6.18",
                                   "6.18.44-fc-v669", "7.0.1",         "10.0.0-rc1"};
-    static const char *unsound[] = {"6.12.36",          "6.12",    "6.11.99", "6.13.50", "6.15.99",
+    static const char *unsound[] = {"6.12.36",          "6.12",    "6.11.99", "6.13.50", "6.17.99",
                                     "6.8.0-45-generic", "5.19.99", "6",       "",        "linux",
                                     "-6.18.1"};
     for (size_t i = 0; i < sizeof sound / sizeof sound[0]; i++)

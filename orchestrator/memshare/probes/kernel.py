@@ -11,7 +11,6 @@ from memshare.render import human_bytes
 #: What an engine asks of a userfaultfd (`client/uffd.c`), and the Linux that brought it.
 NEEDED_FEATURES = {
     0: "write protection (5.7)",
-    2: "news of remapped memory (4.11)",
     12: "write protection of shared memory (5.19)",
     15: "asynchronous write protection (6.7)",
     16: "UFFDIO_MOVE (6.8)",
@@ -25,7 +24,7 @@ MAPPED_BYTES = 16 << 10
 
 AS_ROOT = "run memshare doctor as root"
 NEWER_KERNEL = (
-    "boot Linux 6.12.37 or newer of 6.12, or 6.16 or newer; "
+    "boot Linux 6.12.37 or newer of 6.12, or 6.18 or newer; "
     "on Debian 12: apt install -t bookworm-backports linux-image-amd64"
 )
 
@@ -57,7 +56,7 @@ def version_of(release: str) -> tuple[int, int, int]:
 def kernel(seen: Kernel) -> Finding:
     """Whether it moves pages without losing one: what the engine itself asks (`client/probe.c`)."""
     version = version_of(seen.release)
-    if version >= (6, 16, 0) or (version[:2] == (6, 12) and version[2] >= 37):
+    if version >= (6, 18, 0) or (version[:2] == (6, 12) and version[2] >= 37):
         return Finding(Verdict.PASS, f"Linux {seen.release}")
     return Finding(
         Verdict.FAIL, f"Linux {seen.release} moves pages unsafely or not at all", NEWER_KERNEL
