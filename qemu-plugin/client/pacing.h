@@ -13,7 +13,7 @@ typedef struct MshPacing {
     MshPace pages, cpu;
     uint64_t rate, cpu_rate, cpu_spent_ns;
     bool is_limited;  /* cpu_spent_ns is kept */
-    uint64_t found;   /* pages to merge, in this pass */
+    uint64_t found;   /* pages to merge and pages that broke, in this pass */
     uint64_t idle_ns; /* rest after a pass that found next to nothing */
     uint64_t rest_until_ns; /* hints and windows that end wake the thread, and no pass is to begin for that */
 } MshPacing;

@@ -336,7 +336,7 @@ static uint64_t step(MshEngine *engine, MshPacing *pacing)
     if (scan_block(engine, msh_pacing_pages(pacing, now_ns)) < 0)
         return SECOND_NS;
     msh_pacing_pay(pacing, &engine->visit, now_ns);
-    pacing->found += engine->pending.count - found_before;
+    pacing->found += engine->pending.count - found_before + engine->visit.broken;
     hand_over_if_asked(engine);
     if (!engine->visit.is_pass_end)
         return 0;
