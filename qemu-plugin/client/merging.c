@@ -102,7 +102,7 @@ static bool has_content_for(const MshRegion *region, const MshCandidate *candida
     return false;
 }
 
-/* The way back has to be there before pages of a region are mapped; without it they are broken in place, in the end. */
+/* No page is mapped before there is a way back for it. */
 static void prepare_regions(MshEngine *engine, const MshCandidate *candidates, size_t count)
 {
     enum { MAPPINGS = 8 };
@@ -113,7 +113,8 @@ static void prepare_regions(MshEngine *engine, const MshCandidate *candidates, s
             msh_read(&engine->counters.mappings) + MAPPINGS > msh_read(&engine->counters.mappings_limit)) /* I11 */
             continue;
         region->twin_tick = engine->scan.tick + 1; /* 0: never */
-        (void)msh_rebuild_prepare(&engine->rebuild, region);
+        if (!msh_rebuild_prepare(&engine->rebuild, region))
+            atomic_store(&engine->wants_anew, true); /* what is turned down now will not be proposed again by itself */
         engine->window.flushes += MSH_TWIN_FLUSHES;
     }
 }

@@ -33,7 +33,7 @@ int msh_probe_host(MshError *error)
     struct utsname host;
     if (uname(&host) < 0 || !msh_probe_release_is_sound(host.release))
         return msh_error_set(error, -ENOSYS,
-                             "Linux %s moves pages unsafely or not at all: 6.12.37 or 6.18 is needed",
+                             "Linux %s moves memory unsafely or not at all: 6.12.37 or 6.18 is needed",
                              host.release);
     /* In this mode the kernel charges NORESERVE mappings too, and never returns the charge of one that
      * was cut from a template. */

@@ -14,8 +14,9 @@
  * userfaultfd: msh_uffd_open knows the rest. */
 int msh_probe_host(MshError *error);
 
-/* Release "major.minor.patch..." of a kernel whose UFFDIO_MOVE is sound: 6.16 or later, or a 6.12
- * stable kernel from 6.12.37 on (races with the swap cache were fixed there). */
+/* Release "major.minor.patch..." of a kernel whose UFFDIO_MOVE and mremap are sound: 6.18 or later, or a 6.12
+ * stable kernel from 6.12.37 on. Races of the first with the swap cache were fixed there and in 6.16; 6.15 to 6.17
+ * lose what a mapping was charged when MREMAP_DONTUNMAP leaves it behind. */
 bool msh_probe_release_is_sound(const char *release);
 
 #endif

@@ -28,12 +28,15 @@ typedef struct Batch {
 int msh_rebuild_init(MshRebuild *rebuild, int device_fd, MshTrack *track, const MshViews *views, MshCounters *counters,
                      MshError *error)
 {
+    rebuild->uffd.fd = -1;
     rebuild->track = track;
     rebuild->views = views;
     rebuild->counters = counters;
-    if (!msh_twin_works())
-        return msh_error_set(error, -ENOSYS, "this kernel does not join memory that mremap moves with what is around it");
-    int result = msh_uffd_open(&rebuild->uffd, device_fd, MSH_UFFD_FOR_REBUILD, error);
+    int result = msh_twin_try();
+    if (result < 0)
+        return msh_error_set(error, result, "memory that mremap moves is not joined with what is around it: %s",
+                             strerror(-result));
+    result = msh_uffd_open(&rebuild->uffd, device_fd, MSH_UFFD_FOR_REBUILD, error);
     if (result == 0)
         atomic_store(&rebuild->is_working, true);
     return result;
@@ -81,10 +84,9 @@ bool msh_rebuild_prepare(MshRebuild *rebuild, MshRegion *region)
     for (uint32_t page = 0; page < first_pages; page++)
         if (msh_region_is_mapped(region, page))
             return false;
-    msh_region_rewrite(region, 0); /* only what was touched has an anon_vma. I12 */
     int result = msh_rebuild_open_range(rebuild, region, 0, first_pages, MSH_UFFD_MISSING_PAGES);
     if (result == 0) {
-        result = msh_twin_make(region, first_pages);
+        result = msh_twin_make(region, first_pages); /* for the way back. I12 */
         msh_rebuild_close_range(rebuild, region, 0, first_pages);
     }
     msh_track_resume(rebuild->track, region, 0, first_pages);

@@ -196,17 +196,6 @@ MshRegion *msh_region_free(MshRegion *region)
     return NULL;
 }
 
-void msh_region_rewrite(const MshRegion *region, uint32_t page)
-{
-    uint8_t *byte = msh_region_address(region, page);
-    uint8_t value = __atomic_load_n(byte, __ATOMIC_RELAXED);
-    /* Again where somebody else wrote in between, for that has to stay. I1 By compare-and-swap, since compilers turn an
-     * atomic OR of 0 into a load. */
-    while (!__atomic_compare_exchange_n(byte, &value, value, false, __ATOMIC_SEQ_CST,
-                                        __ATOMIC_RELAXED))
-        ;
-}
-
 void msh_region_set_sharing(const MshRegion *region, bool sharing)
 {
     /* khugepaged would fill holes again with huge pages of zeros. Memory whose owner did not ask for

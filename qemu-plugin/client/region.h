@@ -66,6 +66,7 @@ typedef struct MshRegion {
     bool advises_huge; /* the owner asked for huge pages (VmFlags hg): restored on detach */
     bool dont_fork, dont_dump;
     bool is_whole;         /* one mapping, when it was registered */
+    bool is_written;       /* something in it was, before it was divided for tracking: it has one anon_vma (twin.h) */
     uint8_t *twin;         /* twin.h; NULL: none */
     uint32_t twin_tick;    /* when it was last tried to make it */
     bool is_leaving;    /* it is being released, and no page of it is shared any more */
@@ -93,10 +94,6 @@ static inline void *msh_region_address(const MshRegion *region, uint32_t page)
 {
     return region->base + msh_pages_to_bytes(page);
 }
-
-/* Writes the byte that a page begins with over itself, in one atomic step: the kernel gives the page memory of its own, and
- * no write of anybody is lost (I1, I12). */
-void msh_region_rewrite(const MshRegion *region, uint32_t page);
 
 static inline bool msh_region_is_mapped(const MshRegion *region, uint32_t page)
 {

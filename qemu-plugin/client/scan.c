@@ -282,13 +282,15 @@ static void judge_huge(MshBlock *block)
     block->quiet = is_quiet ? (uint8_t)(block->quiet + (block->quiet < MSH_BLOCK_QUIET)) : 0;
 }
 
-/* A huge page is not tracked, and neither is a block with nothing in it. */
-static bool is_trackable(const uint8_t *presence, uint32_t pages)
+/* A huge page is not tracked, and neither is a block with nothing in it, nor a region that was only read so far. */
+static bool is_trackable(MshRegion *region, const uint8_t *presence, uint32_t pages)
 {
     uint8_t any = 0;
-    for (uint32_t i = 0; i < pages; i++)
+    for (uint32_t i = 0; i < pages; i++) {
         any |= presence[i];
-    return (any & MSH_PRESENT) && !(any & MSH_PRESENT_HUGE);
+        region->is_written |= (presence[i] & MSH_PRESENT) && !(presence[i] & MSH_PRESENT_ZERO);
+    }
+    return (any & MSH_PRESENT) && !(any & MSH_PRESENT_HUGE) && region->is_written;
 }
 
 /* Second looks end where the first ones did: what comes behind was not looked at yet, nor counted as present. */
@@ -322,7 +324,7 @@ static int visit_plain(MshScan *scan, MshRegion *region, uint32_t first, uint32_
     int result = msh_presence_find(&scan->pagemap, region, first, end, presence);
     if (result < 0)
         return result;
-    Manner manner = arm && is_trackable(presence, end - first) &&
+    Manner manner = arm && is_trackable(region, presence, end - first) &&
                             msh_track_arm(&scan->track, region, number)
                         ? BEGIN
                         : LOOK;

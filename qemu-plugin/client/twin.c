@@ -69,45 +69,50 @@ void msh_twin_drop(MshRegion *region)
     region->twin = NULL;
 }
 
-/* Whether one mapping covers a range. */
-static bool is_one_mapping(const uint8_t *start, size_t length_bytes)
+/* 0: one mapping covers the range. */
+static int look_for_mapping(const uint8_t *start, size_t length_bytes)
 {
     FILE *maps = fopen("/proc/self/maps", "re");
+    if (!maps)
+        return -errno;
     unsigned long from, to;
     bool is_found = false;
-    while (maps && !is_found && fscanf(maps, "%lx-%lx%*[^\n]", &from, &to) == 2)
+    while (!is_found && fscanf(maps, "%lx-%lx%*[^\n]", &from, &to) == 2)
         is_found = from <= (uintptr_t)start && (uintptr_t)start + length_bytes <= to;
-    if (maps)
-        fclose(maps);
-    return is_found;
+    fclose(maps);
+    return is_found ? 0 : -ENOSYS;
 }
 
-static bool joins(MshRegion *region)
+static int try_to_join(MshRegion *region)
 {
     enum { PAGE = 2 };
     void *home = msh_region_address(region, PAGE);
-    if (msh_twin_make(region, 1) < 0)
-        return false;
+    int result = msh_twin_make(region, 1);
+    if (result < 0)
+        return result;
     uint8_t *cast = msh_twin_cast(region, PAGE, PAGE + 1);
     if (!cast)
-        return false;
+        return -ENOMEM;
     *cast = 1;
-    return mremap(cast, MSH_PAGE_BYTES, MSH_PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, home) == home &&
-           is_one_mapping(region->base, msh_pages_to_bytes(region->pages));
+    if (mremap(cast, MSH_PAGE_BYTES, MSH_PAGE_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, home) == home)
+        return look_for_mapping(region->base, msh_pages_to_bytes(region->pages));
+    result = -errno;
+    munmap(cast, MSH_PAGE_BYTES);
+    return result;
 }
 
-bool msh_twin_works(void)
+int msh_twin_try(void)
 {
     enum { PAGES = 4 };
     size_t length_bytes = msh_pages_to_bytes(PAGES);
     void *pages = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED)
-        return false;
+        return -errno;
     MshRegion region = {.base = pages, .pages = PAGES};
     for (uint32_t page = 0; page < PAGES; page++)
         *(volatile uint8_t *)msh_region_address(&region, page) = 1;
-    bool works = joins(&region);
+    int result = try_to_join(&region);
     msh_twin_drop(&region);
     munmap(pages, length_bytes);
-    return works;
+    return result;
 }

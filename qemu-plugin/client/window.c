@@ -223,8 +223,8 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
         bool is_affordable = is_zero || budget_allows(window, plan->runs + 1, length);
         if (!is_affordable)
             atomic_store(&window->refused_at, msh_read(&window->counters->mappings));
-        bool is_kept = region && page == 0 && !region->twin; /* it takes a plain first page to make one */
-        bool take = region && !region->is_leaving && (is_zero || (view && !is_kept)) && is_affordable;
+        bool has_way_back = is_zero || (view && region && region->twin); /* or it could not go back. I12 */
+        bool take = region && !region->is_leaving && has_way_back && is_affordable;
         /* The end of a run that reaches a page of another kind, or of another region, waits. */
         uint32_t fit = take ? fitting_pages(region, page, length) : 0;
         if (fit && view && plan->runs &&
@@ -234,7 +234,7 @@ static void make_plan(MshWindow *window, Plan *plan, const MshCandidate *candida
         if (fit && !span)
             break; /* full */
         if (!fit) {
-            /* Gone, replaced already, in a huge page, or beyond the budget: it stays private. */
+            /* Gone, replaced already, in a huge page, without a way back, or beyond the budget: it stays private. */
             if (take)
                 msh_region_note_worth(region, page, window->counters);
             if (!is_zero)

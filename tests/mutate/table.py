@@ -9,7 +9,6 @@ import msgspec
 
 WINDOW = "qemu-plugin/client/window.c"
 REBUILD = "qemu-plugin/client/rebuild.c"
-REGION = "qemu-plugin/client/region.c"
 RELEASE = "qemu-plugin/client/release.c"
 REHOME = "qemu-plugin/client/rehome.c"
 TWIN = "qemu-plugin/client/twin.c"
@@ -18,7 +17,7 @@ SEGMENT = "qemu-plugin/store/segment.c"
 SHELF = "qemu-plugin/store/shelf.c"
 GROUP = "qemu-plugin/store/group.c"
 GRANTS = "qemu-plugin/core/grants.c"
-FILES = (WINDOW, REGION, REBUILD, RELEASE, REHOME, TWIN, UFFD, SEGMENT, SHELF, GROUP, GRANTS)
+FILES = (WINDOW, REBUILD, RELEASE, REHOME, TWIN, UFFD, SEGMENT, SHELF, GROUP, GRANTS)
 
 FAILING = "tests/engine/test_failing_calls.py::test_I1_a_failing_call_costs_no_byte"
 SLEEPER = "tests/engine/test_sleepers.py::test_I8_a_sleeper_wakes"
@@ -169,6 +168,14 @@ MUTANTS = (
         tests=("unit-engine-loss",),
     ),
     Mutant(
+        name="pages-are-mapped-without-a-way-back",
+        file=WINDOW,
+        citation="or it could not go back. I12",
+        old="(view && region && region->twin)",
+        new="(view && region)",
+        tests=("unit-engine-rebuild",),
+    ),
+    Mutant(
         name="pages-are-copied-unprotected",
         file=REBUILD,
         citation="Under the write protection: what the runs hold, but zeros. I1",
@@ -187,7 +194,7 @@ MUTANTS = (
     Mutant(
         name="region-has-no-twin",
         file=REBUILD,
-        citation="has an anon_vma. I12",
+        citation="for the way back. I12",
         old="        result = msh_twin_make(region, first_pages);",
         new="        result = -ENOMEM;",
         tests=("tests/engine/test_lifecycle.py::test_I12_detach_leaves_memory_as_it_was",),
@@ -264,9 +271,9 @@ MUTANTS = (
     Mutant(
         name="pages-are-not-broken",
         file=RELEASE,
-        citation="in memory of their own. I12",
-        old="        msh_region_rewrite(region, page);\n",
-        new="        if (page == UINT32_MAX)\n            msh_region_rewrite(region, page);\n",
+        citation="is lost (I1, I12)",
+        old="        break_page(msh_region_address(region, page));\n",
+        new="        if (page == UINT32_MAX)\n            break_page(msh_region_address(region, page));\n",
         tests=(
             "tests/engine/test_lifecycle.py"
             "::test_I12_without_the_promise_pages_become_private_copies",
@@ -274,8 +281,8 @@ MUTANTS = (
     ),
     Mutant(
         name="pages-are-broken-by-a-plain-write",
-        file=REGION,
-        citation="for that has to stay. I1",
+        file=RELEASE,
+        citation="is lost (I1, I12)",
         old="""    while (!__atomic_compare_exchange_n(byte, &value, value, false, __ATOMIC_SEQ_CST,
                                         __ATOMIC_RELAXED))
         ;""",

@@ -52,7 +52,7 @@ def check(finding: Finding, verdict: Verdict, words: str) -> None:
         ("kernel", {"release": "6.12.43+deb13-amd64"}, PASS, "6.12.43"),
         ("kernel", {"release": "6.18"}, PASS, "6.18"),
         ("kernel", {"release": "7.0.1-rc1"}, PASS, "7.0.1"),
-        ("kernel", {"release": "6.12.36"}, FAIL, "Linux 6.12.36 moves pages unsafely"),
+        ("kernel", {"release": "6.12.36"}, FAIL, "Linux 6.12.36 moves memory unsafely"),
         ("kernel", {"release": "6.17.9"}, FAIL, "6.17.9"),
         ("kernel", {"release": "6.1.0-44-amd64"}, FAIL, "6.1.0"),
         ("kernel", {"release": "mine"}, FAIL, "mine"),

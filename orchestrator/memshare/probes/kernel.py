@@ -59,7 +59,7 @@ def kernel(seen: Kernel) -> Finding:
     if version >= (6, 18, 0) or (version[:2] == (6, 12) and version[2] >= 37):
         return Finding(Verdict.PASS, f"Linux {seen.release}")
     return Finding(
-        Verdict.FAIL, f"Linux {seen.release} moves pages unsafely or not at all", NEWER_KERNEL
+        Verdict.FAIL, f"Linux {seen.release} moves memory unsafely or not at all", NEWER_KERNEL
     )
 
 
