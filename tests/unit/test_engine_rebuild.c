@@ -120,9 +120,9 @@ static int rebuild(MshEngine *engine, uint32_t page)
     return msh_rebuild_some(&engine->rebuild, engine->memory.region[0], &page, 1, NULL, &rebuilt, returned, &count);
 }
 
-static void test_I1_a_copy_that_was_not_put_in_place_is_gone(void **state)
+/* All pages are alike. */
+static MshEngine *engine_of_ones(void)
 {
-    (void)state;
     MshError error = {0};
     MshEngine *engine;
     const MshConfig config = {.mode = MSH_MODE_CONTENT};
@@ -132,6 +132,13 @@ static void test_I1_a_copy_that_was_not_put_in_place_is_gone(void **state)
     memset(pages, 1, PAGES * MSH_PAGE_BYTES);
     assert_int_equal(msh_engine_new(&config, &engine, &error), 0);
     assert_int_equal(msh_engine_register(engine, pages, PAGES * MSH_PAGE_BYTES, &error), 0);
+    return engine;
+}
+
+static void test_I1_a_copy_that_was_not_put_in_place_is_gone(void **state)
+{
+    (void)state;
+    MshEngine *engine = engine_of_ones();
     assert_int_equal(pass(engine, PASSES).shared_pages, PAGES);
 
     fails = 1;
@@ -148,15 +155,7 @@ static void test_I1_a_copy_that_was_not_put_in_place_is_gone(void **state)
 static void test_I12_no_page_is_mapped_before_there_is_a_way_back(void **state)
 {
     (void)state;
-    MshError error = {0};
-    MshEngine *engine;
-    const MshConfig config = {.mode = MSH_MODE_CONTENT};
-    has_io = false;
-    pages = mmap(NULL, PAGES * MSH_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    assert_ptr_not_equal(pages, MAP_FAILED);
-    memset(pages, 1, PAGES * MSH_PAGE_BYTES);
-    assert_int_equal(msh_engine_new(&config, &engine, &error), 0);
-    assert_int_equal(msh_engine_register(engine, pages, PAGES * MSH_PAGE_BYTES, &error), 0);
+    MshEngine *engine = engine_of_ones();
     fails_aside = UINT_MAX;
     assert_int_equal(pass(engine, PASSES).shared_pages, 0);
     assert_null(engine->memory.region[0]->twin);
