@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * A region's twin: a mapping like the region's plain memory, at least as large, at another address, in which there is never a
- * page.
- * What is cast from it can be filled elsewhere and mremapped to its place in the region: it becomes a part of the
- * mapping around it, with its contents from the first moment on.
+ * A region's twin: a mapping like the region's plain memory, at least as large, at another address, in which there is never
+ * a page. What is cast from it can be filled elsewhere and mremapped to its place in the region: it becomes a part of
+ * the mapping around it, with its contents from the first moment on.
  *
  * Linux joins two mappings when they have the same flags, offsets that go on, and one anon_vma (mm/vma.c). Memory that is
  * mapped afresh and touched has an anon_vma of its own for ever. The twin has the region's, since it comes from the
  * region's first pages: they are moved aside and back, and a mapping is left behind (MREMAP_DONTUNMAP).
  *
- * It takes no memory, but address space, also in core dumps, and is charged where the kernel limits what processes may commit. Every step that
- * is charged can fail; none that has to succeed is.
+ * It takes no memory, but address space, also in core dumps, and is charged where the kernel limits what processes may
+ * commit. Every step that is charged can fail; none that has to succeed is.
  *
  * Threads: under the memory lock, but msh_twin_try().
  */

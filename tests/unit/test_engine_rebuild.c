@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <linux/userfaultfd.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -170,10 +171,51 @@ static void test_I12_no_page_is_mapped_before_there_is_a_way_back(void **state)
     munmap(pages, PAGES * MSH_PAGE_BYTES);
 }
 
+static unsigned count_mappings(const uint8_t *start, size_t length_bytes)
+{
+    FILE *maps = fopen("/proc/self/maps", "re");
+    unsigned long from, to;
+    unsigned count = 0;
+    assert_non_null(maps);
+    while (fscanf(maps, "%lx-%lx%*[^\n]", &from, &to) == 2)
+        count += from < (uintptr_t)start + length_bytes && to > (uintptr_t)start;
+    fclose(maps);
+    return count;
+}
+
+/* Were it divided for tracking before anything was written to it, its parts would have anon_vmas of their own, and would
+ * never be joined again. */
+static void test_I12_memory_that_was_only_read_at_first_is_one_mapping_again(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 4, BLOCK_PAGES = MSH_HUGE_PAGE_BYTES / MSH_PAGE_BYTES };
+    void *const remote = (void *)0x7e9000000000; /* beside nothing that has an anon_vma */
+    size_t length_bytes = BLOCKS * (size_t)MSH_HUGE_PAGE_BYTES;
+    MshError error = {0};
+    MshEngine *engine;
+    const MshConfig config = {.mode = MSH_MODE_CONTENT, .nothing_pinned = nothing_pinned};
+    has_io = false;
+    uint8_t *memory = mmap(remote, length_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(memory, MAP_FAILED);
+    madvise(memory, length_bytes, MADV_NOHUGEPAGE);
+    assert_int_equal(msh_engine_new(&config, &engine, &error), 0);
+    assert_int_equal(msh_engine_register(engine, memory, length_bytes, &error), 0);
+    assert_int_equal(*(volatile uint8_t *)memory, 0);
+    pass(engine, PASSES);
+    for (unsigned block = 0; block < BLOCKS; block++)
+        for (unsigned page = 40; page < 80; page += 3)
+            memset(memory + (block * BLOCK_PAGES + page) * MSH_PAGE_BYTES, (int)page, MSH_PAGE_BYTES);
+    assert_true(pass(engine, PASSES).shared_pages > 0);
+    assert_null(msh_engine_free(engine));
+    assert_int_equal(count_mappings(memory, length_bytes), 1);
+    munmap(memory, length_bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_I1_io_that_begins_late_keeps_its_pages),
+        cmocka_unit_test(test_I12_memory_that_was_only_read_at_first_is_one_mapping_again),
         cmocka_unit_test(test_I12_no_page_is_mapped_before_there_is_a_way_back),
         cmocka_unit_test(test_I1_a_copy_that_was_not_put_in_place_is_gone),
     };
